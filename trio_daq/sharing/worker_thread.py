@@ -9,12 +9,13 @@ at in the Trio thread before its caller is woken, so a caller that left is never
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar, TypeVarTuple, Unpack
+from typing import Any, TypeVar, TypeVarTuple
 
 import attrs
 import outcome
@@ -35,10 +36,8 @@ class _Call:
 
     def run(self) -> None:
         self.result = outcome.capture(self.work)
-        try:
+        with contextlib.suppress(trio.RunFinishedError):  # the program ended meanwhile: nobody is left to tell
             self.token.run_sync_soon(self._deliver)
-        except trio.RunFinishedError:
-            pass  # the program ended while the call ran: nobody is left to tell
 
     def _deliver(self) -> None:
         if self.caller is not None:
@@ -80,9 +79,7 @@ class WorkerThread:
         self._life: _Life | None = None
         self._abandoned: list[str] = []
 
-    async def run(
-        self, work: Callable[[Unpack[_Ts]], _T], *args: Unpack[_Ts], timeout: float = math.inf, grace: float = 0.5
-    ) -> _T:
+    async def run(self, work: Callable[[*_Ts], _T], *args: *_Ts, timeout: float = math.inf, grace: float = 0.5) -> _T:
         """Call ``work(*args)`` in the thread and return what it returns.
 
         Cancellation leaves the call running and drops its result; the next call waits for it to end.

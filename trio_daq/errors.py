@@ -34,6 +34,18 @@ def _error(cls: type[_E]) -> type[_E]:
     return attrs.define(cls, kw_only=True, slots=False, eq=False, str=False)
 
 
+def is_bug(error: BaseException) -> bool:
+    """Return whether *error* is a mistake in a program, which no retry cures, rather than a fault of the lab.
+
+    A group is one if any of its leaves is.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return any(is_bug(leaf) for leaf in error.exceptions)
+    if isinstance(error, DaqError):
+        return isinstance(error, (GuardReleasedError, StateError, UnknownNameError))
+    return isinstance(error, (TypeError, AttributeError, NameError, AssertionError, NotImplementedError, ImportError))
+
+
 def _rebuild(cls: type[DaqError], values: dict[str, Any]) -> DaqError:
     return cls(**values)
 
@@ -274,7 +286,7 @@ class SessionClosedError(DaqError, ConnectionError):
     sent: Sent = "no"
 
     def __str__(self) -> str:
-        return f"{self.resource}: closed, so nothing of {self.owner!r} was sent (sent: {self.sent}). Open a new one."
+        return f"{self.resource}: was closed under {self.owner!r} (command sent: {self.sent}). Open a new one."
 
 
 @_error

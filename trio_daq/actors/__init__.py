@@ -1,1 +1,9 @@
-"""."""
+"""Actors: objects that handle one message at a time, each in its own task."""
+
+from trio_daq.actors.actor import Actor
+from trio_daq.actors.cell import ActorCell, ActorStatistics
+from trio_daq.actors.mailbox import Overflow
+from trio_daq.actors.messages import Message, handles
+from trio_daq.actors.ref import ActorRef
+
+__all__ = ["Actor", "ActorCell", "ActorRef", "ActorStatistics", "Message", "Overflow", "handles"]

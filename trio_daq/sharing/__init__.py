@@ -1,6 +1,20 @@
 """Exclusive use of one thing: who has it, who waits, for how long. Knows no hardware."""
 
 from trio_daq.sharing.deadlines import checked_timeout, positive_int, positive_seconds
+from trio_daq.sharing.lease import Claim, Lease, LeaseStatistics
+from trio_daq.sharing.owner import acting_as, owner_name
+from trio_daq.sharing.service_nursery import ServiceNursery
 from trio_daq.sharing.worker_thread import WorkerThread
 
-__all__ = ["WorkerThread", "checked_timeout", "positive_int", "positive_seconds"]
+__all__ = [
+    "Claim",
+    "Lease",
+    "LeaseStatistics",
+    "ServiceNursery",
+    "WorkerThread",
+    "acting_as",
+    "checked_timeout",
+    "owner_name",
+    "positive_int",
+    "positive_seconds",
+]

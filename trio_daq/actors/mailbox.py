@@ -1,0 +1,103 @@
+"""A bounded queue with one reader, and a rule for when it is full.
+
+It knows nothing of actors. Invariants: never more than ``capacity`` items wait; items leave in the order in which
+they were put, but for those that the rule drops.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Generic, Literal, TypeVar
+
+import trio
+
+_T = TypeVar("_T")
+
+Overflow = Literal["block", "fail", "drop_oldest", "drop_newest"]
+"""What `Mailbox.put` does when there is no room: wait, raise, drop the first in line, or drop the new one."""
+
+
+class Mailbox(Generic[_T]):
+    """Items on their way to one reader.
+
+    Attributes:
+        capacity: How many may wait.
+        dropped: How many were dropped because there was no room.
+    """
+
+    def __init__(self, capacity: int, overflow: Overflow) -> None:
+        if capacity < 1:
+            raise ValueError(f"a mailbox needs room for at least 1 message, not {capacity}")
+        self.capacity = capacity
+        self.dropped = 0
+        self._overflow = overflow
+        self._items: deque[_T] = deque()
+        self._closed = False
+        self._reader = trio.lowlevel.ParkingLot()
+        self._writers = trio.lowlevel.ParkingLot()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    async def put(self, item: _T) -> _T | None:
+        """Put *item* in, and return the item that was dropped for it, if any.
+
+        Cancelled, it is not in.
+
+        Raises:
+            trio.WouldBlock: If there is no room and the rule is ``fail``.
+            trio.ClosedResourceError: If the mailbox is closed, also while waiting for room.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while self._overflow == "block" and len(self._items) >= self.capacity and not self._closed:
+            await self._writers.park()
+        return self.put_nowait(item)
+
+    def put_nowait(self, item: _T) -> _T | None:
+        """Put *item* in, and return the item that was dropped for it, if any.
+
+        Raises:
+            trio.WouldBlock: If there is no room and the rule is ``block`` or ``fail``.
+            trio.ClosedResourceError: If the mailbox is closed.
+        """
+        if self._closed:
+            raise trio.ClosedResourceError
+        loser: _T | None = None
+        if len(self._items) >= self.capacity:
+            if self._overflow in ("block", "fail"):
+                raise trio.WouldBlock
+            self.dropped += 1
+            if self._overflow == "drop_newest":
+                return item
+            loser = self._items.popleft()
+        self._items.append(item)
+        self._reader.unpark()
+        return loser
+
+    async def get(self) -> _T:
+        """Wait for the next item.
+
+        Raises:
+            trio.EndOfChannel: If the mailbox is closed and empty.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while not self._items:
+            if self._closed:
+                raise trio.EndOfChannel
+            await self._reader.park()
+        item = self._items.popleft()
+        self._writers.unpark()
+        return item
+
+    def close(self) -> None:
+        """Take nothing more in; what is in can still be read."""
+        self._closed = True
+        self._reader.unpark_all()
+        self._writers.unpark_all()
+
+    def clear(self) -> list[_T]:
+        """Take everything out at once."""
+        left = list(self._items)
+        self._items.clear()
+        self._writers.unpark_all()
+        return left

@@ -1,0 +1,37 @@
+"""A nursery for tasks that serve an ``async with`` block, which does not change the block's exception.
+
+Trio's nursery wraps everything in a group. A block that merely opens a session must let a KeyError of its body out as
+a KeyError.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import trio
+
+
+class ServiceNursery:
+    """Open a nursery; on leaving, raise what the body raised, or the one error of a service, without a group.
+
+    A group stays one only when the body and a service, or two services, failed for reasons of their own.
+    """
+
+    def __init__(self) -> None:
+        self._manager = trio.open_nursery()
+
+    async def __aenter__(self) -> trio.Nursery:
+        return await self._manager.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        try:
+            return bool(await self._manager.__aexit__(kind, error, traceback))
+        except BaseExceptionGroup as group:
+            failures = [one for one in group.exceptions if not isinstance(one, trio.Cancelled)] or [group.exceptions[0]]
+            if failures == [error]:
+                return False  # the interpreter goes on raising it, untouched
+            if len(failures) == 1 and (error is None or isinstance(error, trio.Cancelled)):
+                raise failures[0] from failures[0].__cause__
+            raise

@@ -82,11 +82,16 @@ class ActorCell(Generic[_A]):
         name: Its name.
         make: Makes the actor, at each start.
         actor_class: Its class, for the mailbox.
+
+    Attributes:
+        ref: Its address, good for all its lives.
+        undelivered: Messages that were in its mailbox when it ended.
     """
 
     def __init__(self, name: str, make: Callable[[], _A], actor_class: type[_A]) -> None:
         self.name = name
         self.ref: ActorRef[_A] = ActorRef(self)
+        self.undelivered = 0
         self._make = make
         self._mailbox: Mailbox[_Envelope] = Mailbox(actor_class.mailbox_capacity, actor_class.overflow)
         self._nursery: trio.Nursery | None = None
@@ -119,7 +124,9 @@ class ActorCell(Generic[_A]):
             finally:
                 self._nursery = None
                 self.stop()
-                for envelope in self._mailbox.clear():
+                left = self._mailbox.clear()
+                self.undelivered += sum(envelope.wanted for envelope in left)
+                for envelope in left:
                     envelope.end(outcome.Error(ActorStoppedError(actor=self.name)))
                 with trio.move_on_after(_ON_STOP_TIMEOUT, shield=True) as bounded:
                     await actor.on_stop()

@@ -9,6 +9,7 @@ has passed it.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,6 @@ import trio
 
 from trio_daq.data.reading import Reading
 from trio_daq.errors import PublishTimeoutError
-from trio_daq.sharing import checked_timeout
 
 Policy = Literal["drop_oldest", "drop_newest", "latest", "block"]
 """What happens when a subscriber falls behind by more than its capacity.
@@ -104,7 +104,8 @@ class DataDistributor:
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._slowest() is None:
             return
-        checked_timeout(timeout)
+        if not 0 <= timeout < math.inf:
+            raise ValueError(f"timeout must be a finite number of seconds, 0 or more, not {timeout!r}")
         with trio.move_on_after(timeout):
             while self._slowest() is not None:
                 await self._publishers.park()

@@ -96,6 +96,37 @@ class SerialLine:
             self.buffer.feed(data)
         return self.buffer.clear()
 
+    async def open(self) -> None:
+        """Open the line if it is not. Cancelled, it is not.
+
+        Raises:
+            LineOpenError: If it cannot be opened.
+            trio.ClosedResourceError: If it was closed for good.
+        """
+        self._refuse_if_closed()
+        if self.state is not LineState.LOST:
+            return
+        self.phase = "open"
+        if os.name != "posix":
+            raise LineOpenError(resource=self.config.path, reason="this platform is not supported yet")
+        from trio_daq.serialport.posix_stream import open_posix_stream
+
+        try:
+            self._stream = await open_posix_stream(self.config)
+        except LookupError as error:
+            raise LineOpenError(resource=self.config.path, reason=str(error)) from error
+        except ValueError as error:  # pyserial's word for a setting that the driver refuses
+            raise LineOpenError(resource=self.config.path, reason=f"a setting is refused: {error}") from error
+        except OSError as error:
+            raise explain_open_failure(self.config.path, error) from error
+        try:
+            self._refuse_if_closed()  # it may have been closed while it was being opened
+        except trio.ClosedResourceError:
+            await self._close_stream(timeout=2.0)
+            raise
+        self.opens += 1
+        self.note(LineEvent.OPENED)
+
     async def make_ready(self) -> None:
         """Open the line if it is not, and make it clean if it is not. Cancellation keeps the progress.
 
@@ -105,11 +136,7 @@ class SerialLine:
             trio.BrokenResourceError: If it was lost on the way.
             trio.ClosedResourceError: If it was closed for good.
         """
-        if self.closed:
-            raise trio.ClosedResourceError
-        if self.state is LineState.LOST:
-            self.phase = "open"
-            await self._open()
+        await self.open()
         self.phase = "resync"
         if self.state is LineState.UNUSABLE:
             self._refuse_before_retry()
@@ -134,25 +161,6 @@ class SerialLine:
         if stream is not None and not await stream.aclose(timeout):
             _log.warning("%s: the driver has not let it close for %g s", self.config.path, timeout)
 
-    async def _open(self) -> None:
-        if os.name != "posix":
-            raise LineOpenError(resource=self.config.path, reason="this platform is not supported yet")
-        from trio_daq.serialport.posix_stream import open_posix_stream
-
-        try:
-            self._stream = await open_posix_stream(self.config)
-        except LookupError as error:
-            raise LineOpenError(resource=self.config.path, reason=str(error)) from error
-        except ValueError as error:  # pyserial's word for a setting that the driver refuses
-            raise LineOpenError(resource=self.config.path, reason=f"a setting is refused: {error}") from error
-        except OSError as error:
-            raise explain_open_failure(self.config.path, error) from error
-        if self.closed:
-            await self._close_stream(timeout=2.0)
-            raise trio.ClosedResourceError
-        self.opens += 1
-        self.note(LineEvent.OPENED)
-
     async def _recover(self) -> None:
         try:
             await self._recovery.run(self.stream)
@@ -172,3 +180,7 @@ class SerialLine:
             raise LineUnusableError(
                 resource=self.config.path, reason="it could not be made clean before", retry_in=retry_in
             )
+
+    def _refuse_if_closed(self) -> None:
+        if self.closed:
+            raise trio.ClosedResourceError(f"{self.config.path} was closed")

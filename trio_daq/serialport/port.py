@@ -9,7 +9,8 @@ the line only when none can.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 
 import attrs
@@ -109,6 +110,18 @@ class SharedSerialPort:
         """
         return PortAcquisition(self, self._lease.hold(owner, timeout))
 
+    async def open(self, owner: str | None = None, timeout: float = 10.0) -> None:
+        """Open the device now rather than at the first `acquire`, to find out early if that is not possible.
+
+        Raises:
+            AcquireTimeoutError: If somebody had the port, or it was not open, for *timeout* seconds.
+            LineOpenError: If it cannot be opened.
+            SessionClosedError: If the port is closed.
+        """
+        async with self._lease.hold(owner, timeout) as claim:
+            with self._explaining(claim):
+                await self._in_time(claim, self._line.open)
+
     async def recover(self, owner: str | None = None, timeout: float | None = None) -> None:
         """Take the port, open it and make it clean. Raises what `acquire` raises."""
         async with self.acquire(owner, timeout):
@@ -134,14 +147,13 @@ class SharedSerialPort:
 
     async def _prepare(self, claim: Claim) -> SerialGuard:
         """Make the line ready for the owner of *claim*, within their deadline."""
-        try:
+        with self._explaining(claim):
             if not await self._ready_at_once():
-                await self._make_ready(claim)
-        except trio.BrokenResourceError as error:
-            await self._line.hang_up()
-            raise LineLostError(resource=self.path, owner=claim.owner, reason=str(error), sent="no") from error
-        except trio.ClosedResourceError as error:
-            raise SessionClosedError(resource=self.path, owner=claim.owner) from error
+                try:
+                    await self._in_time(claim, self._line.make_ready)
+                except trio.BrokenResourceError:
+                    await self._line.hang_up()
+                    raise
         return SerialGuard(self._line, claim, self._exchanges)
 
     async def _ready_at_once(self) -> bool:
@@ -154,9 +166,9 @@ class SharedSerialPort:
             return False
         return True
 
-    async def _make_ready(self, claim: Claim) -> None:
+    async def _in_time(self, claim: Claim, step: Callable[[], Awaitable[None]]) -> None:
         with trio.move_on_at(claim.deadline):
-            await self._line.make_ready()
+            await step()
             return
         raise AcquireTimeoutError(
             resource=self.path,
@@ -167,6 +179,15 @@ class SharedSerialPort:
             position=0,
             phase=self._line.phase,
         )
+
+    @contextmanager
+    def _explaining(self, claim: Claim) -> Iterator[None]:
+        try:
+            yield
+        except trio.BrokenResourceError as error:
+            raise LineLostError(resource=self.path, owner=claim.owner, reason=str(error), sent="no") from error
+        except trio.ClosedResourceError as error:
+            raise SessionClosedError(resource=self.path, owner=claim.owner) from error
 
 
 class PortAcquisition:

@@ -135,6 +135,8 @@ def _open(config: SerialPortConfig) -> serial.Serial:
 def _close(line: serial.Serial) -> None:
     with contextlib.suppress(OSError, termios.error):  # a device that is gone has nothing left to flush
         termios.tcflush(line.fileno(), termios.TCOFLUSH)
+        # Exclusive mode belongs to the terminal, which may outlive this descriptor: a pty does.
+        fcntl.ioctl(line.fileno(), termios.TIOCNXCL)
     line.close()
 
 

@@ -1,1 +1,26 @@
-"""."""
+"""Simulated instruments, with faults, in a process of their own: for the demo, for tests, for trying a lab at home.
+
+`open_simulated_lab` starts a stage controller on a pty and a SCPI meter on loopback TCP. What they write into their
+own log is the truth about what was asked and answered, whatever the program under test believes.
+"""
+
+from trio_daq.sim.answer import Answer, Reply
+from trio_daq.sim.faults import NO_FAULTS, FaultPlan
+from trio_daq.sim.log import LogEntry, read_log, replies_by_tag
+from trio_daq.sim.meter import SimulatedMeter
+from trio_daq.sim.process import SimulatedLab, open_simulated_lab
+from trio_daq.sim.stage import SimulatedStage
+
+__all__ = [
+    "NO_FAULTS",
+    "Answer",
+    "FaultPlan",
+    "LogEntry",
+    "Reply",
+    "SimulatedLab",
+    "SimulatedMeter",
+    "SimulatedStage",
+    "open_simulated_lab",
+    "read_log",
+    "replies_by_tag",
+]

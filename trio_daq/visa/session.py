@@ -14,7 +14,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import attrs
 import outcome
@@ -108,6 +108,15 @@ class VisaSessionManager:
     def resource(self) -> str:
         """The VISA resource name, as configured."""
         return self.config.resource
+
+    @property
+    def state(self) -> Literal["open", "lost", "unusable", "closed"]:
+        """``"lost"``: the connection failed and is opened again for the next command; ``"unusable"``: it is not."""
+        if self._closing or not self._opened:
+            return "closed"
+        if self._unusable is not None:
+            return "unusable"
+        return "open" if self._transport is not None else "lost"
 
     async def enqueue_command(self, command: str, timeout: float | None = None, owner: str | None = None) -> str:
         """Queue *command* and return its reply, or ``""`` if it is one that the instrument does not answer.

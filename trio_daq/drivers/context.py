@@ -1,0 +1,44 @@
+"""What an async driver is told about its place in the lab."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import trio
+
+from trio_daq.data import DataPublisher, Reading
+
+
+class DriverContext:
+    """Handed to a task or an actor that has a parameter called ``context``.
+
+    Attributes:
+        id: The member's id.
+        stopping: Set when the member is to end; a loop asks ``while not await context.wait_stopping(period)``.
+        log: Its logger, ``trio_daq.member.<id>``.
+    """
+
+    def __init__(self, publisher: DataPublisher) -> None:
+        self.id = publisher.instrument
+        self.stopping = trio.Event()
+        self.log = logging.getLogger(f"trio_daq.member.{publisher.instrument}")
+        self._publisher = publisher
+
+    async def publish(
+        self,
+        channel: str,
+        value: float | Sequence[float],
+        unit: str = "",
+        *,
+        asked_ns: int | None = None,
+        timeout: float = 5.0,
+    ) -> Reading:
+        """Publish one value. See `DataPublisher.publish`."""
+        return await self._publisher.publish(channel, value, unit, asked_ns=asked_ns, timeout=timeout)
+
+    async def wait_stopping(self, timeout: float) -> bool:
+        """Sleep for *timeout* seconds, or until the member is to stop; return whether it is."""
+        with trio.move_on_after(timeout):
+            await self.stopping.wait()
+        return self.stopping.is_set()

@@ -1,0 +1,48 @@
+"""What a thread member is told about its place in the lab."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from trio_daq.data import DataPublisher, Reading
+from trio_daq.legacy.host import DoorHost, Job
+
+_PUBLISH_TIMEOUT = 5.0
+
+
+class ThreadContext:
+    """Handed to a blocking driver that has a parameter called ``context``.
+
+    Attributes:
+        id: The member's id.
+        stopping: Set when the member is to end; a loop asks ``while not context.wait_stopping(period)``.
+        log: Its logger, ``trio_daq.member.<id>``.
+    """
+
+    def __init__(self, host: DoorHost, publisher: DataPublisher) -> None:
+        self.id = host.owner
+        self.stopping = threading.Event()
+        self.log = logging.getLogger(f"trio_daq.member.{host.owner}")
+        self._host = host
+        self._verbs = {"publish": publisher.publish}
+
+    def publish(
+        self, channel: str, value: float | Sequence[float], unit: str = "", *, asked_ns: int | None = None
+    ) -> Reading:
+        """Publish one value, as `DataPublisher.publish` does.
+
+        Raises:
+            PublishTimeoutError: If a subscriber that may lose nothing had no room for 5 s.
+            DoorClosedError: If the member is stopping.
+        """
+        options: dict[str, Any] = {"asked_ns": asked_ns, "timeout": _PUBLISH_TIMEOUT}
+        job = Job("publish", (channel, value, unit), options, _PUBLISH_TIMEOUT)
+        reading: Reading = self._host.call(f"readings of {self.id}", self._verbs, job)
+        return reading
+
+    def wait_stopping(self, timeout: float) -> bool:
+        """Sleep for *timeout* seconds, or until the member is to stop; return whether it is."""
+        return self.stopping.wait(timeout)

@@ -1,0 +1,126 @@
+"""Make members of drivers: async functions, blocking functions in threads, and actors."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import trio
+
+from trio_daq.actors import Actor, ActorCell
+from trio_daq.data import DataDistributor, DataPublisher
+from trio_daq.drivers import DriverContext
+from trio_daq.legacy import DoorHost, SerialDoor, ThreadContext, VisaDoor
+from trio_daq.lifecycle.member import Member
+from trio_daq.serialport import SharedSerialPort
+from trio_daq.sharing import ServiceNursery, WorkerThread
+from trio_daq.visa import VisaSessionManager
+
+_A = TypeVar("_A", bound=Actor)
+
+_THREAD_END_TIMEOUT = 0.5
+"""Seconds that a thread has to end after its doors were closed, before it is reported as left behind."""
+
+
+def wants_context(target: Callable[..., Any]) -> bool:
+    """Return whether *target* has a parameter called ``context``."""
+    return "context" in inspect.signature(target).parameters
+
+
+def task_member(
+    name: str,
+    target: Callable[..., Awaitable[Any]],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    distributor: DataDistributor,
+    stop_timeout: float | None = None,
+) -> Member:
+    """Make a member of an async function. With a context it is asked to stop; without, it is cancelled."""
+    request_stop: Callable[[], object] | None = None
+    if wants_context(target) and "context" not in kwargs:
+        context = DriverContext(DataPublisher(distributor, name))
+        kwargs = {**kwargs, "context": context}
+        request_stop = context.stopping.set
+
+    async def serve(*, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        await target(*args, **kwargs)
+
+    return Member(name, serve, request_stop, stop_timeout=stop_timeout)
+
+
+def thread_member(
+    name: str,
+    target: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    distributor: DataDistributor,
+    stop_timeout: float | None = None,
+) -> Member:
+    """Make a member of a blocking function, with doors in place of the ports and sessions among its arguments.
+
+    With a context it is asked to stop; without, its doors are closed at once, and its next call through one raises
+    `DoorClosedError`.
+    """
+    host, worker = DoorHost(name), WorkerThread(name)
+    request_stop: Callable[[], object] | None = None
+    args = tuple(_as_door(host, value) for value in args)
+    kwargs = {key: _as_door(host, value) for key, value in kwargs.items()}
+    if wants_context(target) and "context" not in kwargs:
+        context = ThreadContext(host, DataPublisher(distributor, name))
+        kwargs["context"] = context
+        request_stop = context.stopping.set
+
+    async def serve(*, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            async with ServiceNursery() as nursery:
+                await nursery.start(host.serve)
+                task_status.started()
+                await worker.run(functools.partial(target, *args, **kwargs))
+                nursery.cancel_scope.cancel()
+        finally:
+            await worker.aclose(_THREAD_END_TIMEOUT)
+
+    return Member(name, serve, request_stop, stop_timeout=stop_timeout, abandoned_threads=worker.abandoned)
+
+
+def actor_member(
+    name: str,
+    actor_class: type[_A],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    distributor: DataDistributor,
+    stop_timeout: float | None = None,
+) -> tuple[Member, ActorCell[_A]]:
+    """Make a member of an actor. Asked to stop, it takes no more messages and handles those that it has."""
+    context: DriverContext | None = None
+    if wants_context(actor_class) and "context" not in kwargs:
+        context = DriverContext(DataPublisher(distributor, name))
+        kwargs = {**kwargs, "context": context}
+    cell = ActorCell(name, lambda: actor_class(*args, **kwargs), actor_class)
+
+    def request_stop() -> None:
+        if context is not None:
+            context.stopping.set()
+        cell.stop()
+
+    member = Member(
+        name,
+        cell.serve,
+        request_stop,
+        stop_timeout=stop_timeout,
+        dropped_messages=lambda: cell.undelivered,
+    )
+    return member, cell
+
+
+def _as_door(host: DoorHost, value: Any) -> Any:
+    if isinstance(value, SharedSerialPort):
+        return SerialDoor(host, value)
+    if isinstance(value, VisaSessionManager):
+        return VisaDoor(host, value)
+    if isinstance(value, tuple):
+        return tuple(_as_door(host, item) for item in value)
+    return value

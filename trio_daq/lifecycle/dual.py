@@ -1,0 +1,232 @@
+"""The lab: two sides that share ports, sessions and recordings, started and stopped in order.
+
+V2 is the old side (plain tasks, blocking functions in threads), V4 the side of actors. The rules of starting and
+stopping are the `Manager`'s; here is what the stages hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Literal
+
+import attrs
+
+from trio_daq.config import DualConfig, check_drivers
+from trio_daq.data import DataDistributor
+from trio_daq.errors import StateError, UnhealthyError
+from trio_daq.lifecycle.health import HealthReport
+from trio_daq.lifecycle.lines import Lines, LineSnapshot
+from trio_daq.lifecycle.manager import Manager
+from trio_daq.lifecycle.member import Member
+from trio_daq.lifecycle.report import MemberReport, ShutdownReport, StageReport
+from trio_daq.lifecycle.side import Side, V2Side, V4Side
+from trio_daq.lifecycle.stage import Stage
+from trio_daq.lifecycle.state import ManagerState, Status
+from trio_daq.recording import Recorder, RecorderStatistics
+from trio_daq.serialport import SharedSerialPort
+from trio_daq.visa import VisaSessionManager
+
+
+@attrs.frozen
+class LabSnapshot:
+    """What a lab looked like at one moment.
+
+    Attributes:
+        state: Where its manager is.
+        v2: How V2 is.
+        v4: How V4 is.
+        lines: Its ports and sessions.
+        members: Its members, by the name of their side.
+        published: Readings published.
+        recorded: What the recorder has acknowledged; None if nothing is recorded.
+    """
+
+    state: ManagerState
+    v2: Status
+    v4: Status
+    lines: tuple[LineSnapshot, ...]
+    members: Mapping[str, tuple[MemberReport, ...]]
+    published: int
+    recorded: RecorderStatistics | None
+
+
+class DualRuntimeManager(Manager):
+    """V2 and V4 under one root nursery, over shared ports and sessions.
+
+    It starts recording, hardware, V2, V4, and stops them in the reverse order.
+
+    Args:
+        config: What the lab consists of. Its drivers are imported and checked here, before anything opens.
+        on_stuck: See `Manager`.
+        on_report: See `Manager`.
+
+    Raises:
+        ConfigError: If a driver cannot be imported or does not fit.
+
+    Example::
+
+        async with DualRuntimeManager(DualConfig.load_from_file("lab.toml")) as manager:
+            await manager.start()
+            print(await manager.enqueue_visa_command("*IDN?", timeout=2, owner="main"))
+            report = await manager.shutdown(timeout=10)
+    """
+
+    def __init__(
+        self,
+        config: DualConfig,
+        *,
+        on_stuck: Literal["wait", "exit"] = "wait",
+        on_report: Callable[[ShutdownReport], object] | None = None,
+    ) -> None:
+        check_drivers(config)
+        self.config = config
+        self.distributor = DataDistributor()
+        self.recorder: Recorder | None = None
+        self._lines = Lines(config)
+        self.v2 = V2Side("v2", config.v2, self._lines, self.distributor, config.folder, self._member_failed)
+        self.v4 = V4Side("v4", config.v4, self._lines, self.distributor, config.folder, self._member_failed)
+        super().__init__(
+            (
+                Stage("recording", self._populate_recording, self._recording_failed),
+                Stage("hardware", self._lines.populate, self._member_failed, stop_timeout=3.0),
+                self.v2.stage,
+                self.v4.stage,
+            ),
+            shutdown_timeout=config.application.shutdown_timeout,
+            on_stuck=on_stuck,
+            # A subscriber that waits for nobody any more must not hold up members that publish while they stop.
+            on_stopping=lambda: self.distributor.detach_blocking(keep="recorder"),
+            on_report=on_report,
+        )
+
+    @property
+    def serial(self) -> Mapping[str, SharedSerialPort]:
+        """Its serial ports, by name."""
+        return MappingProxyType(self._lines.serial)
+
+    @property
+    def visa(self) -> Mapping[str, VisaSessionManager]:
+        """Its VISA sessions, by name."""
+        return MappingProxyType(self._lines.visa)
+
+    def get_shared_serial_port(self, name_or_path: str) -> SharedSerialPort:
+        """Return a port by its name, its path, or a link to its path: always the same object.
+
+        Raises:
+            UnknownNameError: If there is none.
+        """
+        return self._lines.port(name_or_path)
+
+    def get_visa_session(self, name_or_resource: str | None = None) -> VisaSessionManager:
+        """Return a session by its name or any spelling of its resource; None will do when there is only one.
+
+        Raises:
+            UnknownNameError: If there is none.
+        """
+        return self._lines.session(name_or_resource)
+
+    async def enqueue_visa_command(
+        self, command: str, timeout: float | None = None, owner: str | None = None, session: str | None = None
+    ) -> str:
+        """Queue a command on a session and return its reply. See `VisaSessionManager.enqueue_command`."""
+        return await self._lines.session(session).enqueue_command(command, timeout, owner)
+
+    def v2_status(self) -> Status:
+        """Return how V2 is."""
+        return self.v2.status
+
+    def v4_status(self) -> Status:
+        """Return how V4 is."""
+        return self.v4.status
+
+    def is_v2_healthy(self) -> bool:
+        """Return whether V2 has no failed member. A side that is off is healthy."""
+        return self.v2.status is not Status.ERROR
+
+    def is_v4_healthy(self) -> bool:
+        """Return whether V4 has no failed member. A side that is off is healthy."""
+        return self.v4.status is not Status.ERROR
+
+    async def check_health(self) -> HealthReport:
+        """Return a report of a lab that is well.
+
+        Raises:
+            UnhealthyError: If it is not; its ``report`` says what is wrong.
+        """
+        problems = [*self.v2.problems(), *self.v4.problems()]
+        problems += [f"{line.name} is {line.state}" for line in self._lines.snapshot() if line.state in _ILL]
+        if self.state is not ManagerState.RUNNING:
+            problems.append(f"the lab is {self.state.value}")
+        report = HealthReport(tuple(problems))
+        if not report.healthy:
+            raise UnhealthyError(report=report)
+        return report
+
+    async def start_v2(self) -> None:
+        """Start V2 again after `stop_v2`. Does nothing if it runs."""
+        await self._start_side(self.v2)
+
+    async def start_v4(self) -> None:
+        """Start V4 again after `stop_v4`. Does nothing if it runs."""
+        await self._start_side(self.v4)
+
+    async def stop_v2(self, timeout: float | None = None) -> StageReport:
+        """Stop V2 alone, within *timeout* seconds; V4, hardware and recording go on."""
+        return await self._stop_side(self.v2, timeout)
+
+    async def stop_v4(self, timeout: float | None = None) -> StageReport:
+        """Stop V4 alone, within *timeout* seconds; V2, hardware and recording go on."""
+        return await self._stop_side(self.v4, timeout)
+
+    def snapshot(self) -> LabSnapshot:
+        """Return what the lab looks like now."""
+        return LabSnapshot(
+            state=self.state,
+            v2=self.v2.status,
+            v4=self.v4.status,
+            lines=self._lines.snapshot(),
+            members={
+                side.stage.name: tuple(member.report() for member in side.stage.members.values())
+                for side in (self.v2, self.v4)
+            },
+            published=self.distributor.statistics().published,
+            recorded=self.recorder.statistics() if self.recorder is not None else None,
+        )
+
+    async def _start_side(self, side: Side) -> None:
+        name = side.stage.name
+        if not side.config.enabled:
+            raise StateError(
+                action=f"start_{name}()",
+                expected=f"configured with {name}.enabled = true",
+                actual="configured without it",
+                hint=f"Add a table [{name}] to the configuration.",
+            )
+        await self._start_one(side.stage)
+
+    async def _stop_side(self, side: Side, timeout: float | None) -> StageReport:
+        report = await self._stop_one(side.stage, timeout)
+        side.note_stopped()
+        return report
+
+    async def _populate_recording(self, stage: Stage) -> None:
+        config = self.config.recording
+        if not config.enabled:
+            return
+        self.recorder = Recorder(
+            self.distributor,
+            config.directory,
+            self.config.application.name,
+            survives=config.survives,
+            metadata={"config": repr(self.config)},
+        )
+        await stage.add(Member("recorder", self.recorder.serve, self.recorder.stop))
+
+    def _recording_failed(self, stage: Stage, member: Member) -> None:
+        """Stop the lab: what it measures from now on would be lost."""
+        self._member_failed(stage, member)
+        self.request_shutdown("the recorder failed", member.error)
+
+
+_ILL = ("lost", "unusable")

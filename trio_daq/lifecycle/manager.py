@@ -1,0 +1,327 @@
+"""Start an ordered list of stages, and stop them in the reverse order, in time, whatever happens.
+
+The manager owns the root nursery, in the task of its ``async with``, and the shutdown, in a task of its own: callers,
+signals, bugs and the end of the block only ask for it. It knows no hardware and no configuration.
+
+Invariants: the state moves only along the table; a stage begins to stop only when the one before it has ended or has
+been given up; there is one report for each shutdown, and every caller gets that one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Literal, Self
+
+import trio
+
+from trio_daq.errors import StartError, StateError, StoppingError, is_bug
+from trio_daq.lifecycle.member import Member, inside_member
+from trio_daq.lifecycle.report import ShutdownReport, StageReport
+from trio_daq.lifecycle.stage import Stage
+from trio_daq.lifecycle.state import LEGAL_MOVES, ManagerState
+from trio_daq.sharing import ServiceNursery, checked_timeout
+
+_log = logging.getLogger("trio_daq.lifecycle")
+
+_START_TIMEOUT = 30.0
+"""Seconds that one stage may take to start."""
+
+_BODY_TIMEOUT = 1.0
+"""Seconds that a cancelled body has to leave before the stages are stopped under it."""
+
+_NAG_PERIOD = 5.0
+"""Seconds between messages about a block that cannot end because a member does not."""
+
+EXIT_STUCK = 3
+"""Exit code of a process that had to be ended around a stuck member."""
+
+
+class Manager:
+    """Stages in order.
+
+    Args:
+        stages: In the order in which they start.
+        shutdown_timeout: Seconds that a shutdown may take where nobody names another time.
+        on_stuck: What leaving the block does when a member does not end: ``"wait"`` for it, saying so every 5 s, or
+            ``"exit"`` the process with code 3 after flushing.
+        on_stopping: Called once before the first stage is stopped.
+        on_report: Called with the report of each shutdown, before anything may exit.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        *,
+        shutdown_timeout: float = 15.0,
+        on_stuck: Literal["wait", "exit"] = "wait",
+        on_stopping: Callable[[], object] | None = None,
+        on_report: Callable[[ShutdownReport], object] | None = None,
+    ) -> None:
+        self._stages = tuple(stages)
+        self._shutdown_timeout = checked_timeout(shutdown_timeout, "shutdown_timeout")
+        self._on_stuck = on_stuck
+        self._on_stopping = on_stopping
+        self._on_report = on_report
+        self._state = ManagerState.UNINITIALIZED
+        self._service: ServiceNursery | None = None
+        self._root: trio.Nursery | None = None
+        self._starting = trio.CancelScope()
+        self._requested = trio.Event()
+        self._ended = trio.Event()
+        self._body_left = trio.Event()
+        self._reason = ""
+        self._timeout = self._shutdown_timeout
+        self._report: ShutdownReport | None = None
+        self._failure: BaseException | None = None
+
+    @property
+    def state(self) -> ManagerState:
+        """Where the manager is in its life."""
+        return self._state
+
+    @property
+    def report(self) -> ShutdownReport | None:
+        """The report of the last shutdown, if there was one."""
+        return self._report
+
+    async def start(self) -> None:
+        """Start all stages, in order.
+
+        Cancelled, or if a stage fails, those that had started are stopped again, in reverse order.
+
+        Raises:
+            StateError: If the manager is not open, or runs already.
+            StartError: If a stage failed or took longer than 30 s.
+        """
+        root = self._opened("start()")
+        self._move(ManagerState.STARTING, "start()")
+        self._requested, self._ended = trio.Event(), trio.Event()
+        self._starting, self._report, self._failure = trio.CancelScope(), None, None
+        root.start_soon(self._shut_down_when_asked)
+        stage: Stage | None = None
+        try:
+            with self._starting:
+                for stage in self._stages:
+                    await self._start_stage(root, stage)
+                self._move(ManagerState.RUNNING, "start()")
+                return
+            cause: BaseException = StoppingError(subsystem="the lab", action="starting")
+        except Exception as error:  # noqa: BLE001 - it becomes the cause of the StartError below
+            cause = error
+        except BaseException:
+            await self._roll_back("the start was cancelled")
+            raise
+        where = f"{stage.name}.{stage.starting}" if stage is not None and stage.starting else "the lab"
+        report = await self._roll_back(f"{where} did not start")
+        raise StartError(member=where, cause=cause, report=report) from cause
+
+    async def shutdown(self, timeout: float | None = None) -> ShutdownReport:
+        """Stop all stages, last one first, and return what became of each part.
+
+        A cancelled caller stops waiting; the shutdown goes on. Concurrent callers get the same report, also after it.
+
+        Args:
+            timeout: Seconds for all of it, None for the configured time. The first caller's counts.
+
+        Raises:
+            StateError: If nothing was started, or if called from a member, which would wait for itself.
+        """
+        if self._state is ManagerState.STOPPED and self._report is not None:
+            return self._report
+        if self._state is ManagerState.UNINITIALIZED:
+            raise StateError(action="shutdown()", expected="running", actual=self._state.value)
+        if (member := inside_member.get()) is not None:
+            raise StateError(
+                action="shutdown()",
+                expected="called from outside its members",
+                actual=f"called from {member!r}",
+                hint="A member asks with request_shutdown(), and does not wait.",
+            )
+        self._request("shutdown() was called", timeout)
+        await self._ended.wait()
+        assert self._report is not None
+        return self._report
+
+    def request_shutdown(self, reason: str = "requested", error: BaseException | None = None) -> None:
+        """Ask for a shutdown, cancel the body of the block, and return at once. Safe from anywhere in the Trio thread.
+
+        Args:
+            reason: For the report.
+            error: Raised from the block when the shutdown has ended.
+        """
+        if self._state in (ManagerState.STARTING, ManagerState.RUNNING):
+            if error is not None and self._failure is None:
+                self._failure = error
+            self._request(reason, None)
+        if self._root is not None:
+            # Stages and the shutdown are shielded: this reaches the body, and a start that is under way.
+            self._root.cancel_scope.cancel(reason=f"trio_daq: {reason}")
+
+    def hurry(self) -> None:
+        """Cut short the grace of a shutdown: members are cancelled now."""
+        for stage in self._stages:
+            stage.hurry.set()
+
+    async def wait_all_ended(self) -> None:
+        """Wait until every member of the last two ranks has ended by itself."""
+        for stage in self._stages[-2:]:
+            await stage.wait_all_ended()
+
+    async def serve(self, *, task_status: trio.TaskStatus[Self] = trio.TASK_STATUS_IGNORED) -> None:
+        """Open, start, and run until the nursery that this was started in is cancelled or a shutdown was asked for."""
+        async with self:
+            await self.start()
+            task_status.started(self)
+            await self._ended.wait()
+
+    async def __aenter__(self) -> Self:
+        if self._root is not None:
+            raise StateError(action="entering it", expected="closed", actual="open already")
+        self._body_left = trio.Event()
+        self._service = ServiceNursery()
+        self._root = await self._service.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        assert self._service is not None
+        self._body_left.set()
+        if self._state in (ManagerState.STARTING, ManagerState.RUNNING, ManagerState.SHUTTING_DOWN):
+            reason = "the block ended" if error is None else f"the block raised {type(error).__name__}"
+            self._request(reason, None)
+            with trio.CancelScope(shield=True):
+                await self._ended.wait()
+            if self._report is not None and self._report.stuck:
+                await self._deal_with_stuck()
+        self._root = None
+        swallowed = await self._service.__aexit__(kind, error, traceback)
+        if self._failure is None:
+            return swallowed
+        if error is None or swallowed:
+            raise self._failure
+        error.add_note(f"trio_daq was stopping because of {type(self._failure).__name__}: {self._failure}")
+        return False
+
+    async def _start_one(self, stage: Stage) -> None:
+        """Start one stage of a running manager."""
+        root = self._opened(f"starting {stage.name}")
+        self._expect(ManagerState.RUNNING, f"starting {stage.name}")
+        if stage.is_running:
+            return
+        try:
+            await self._start_stage(root, stage)
+        except Exception as error:
+            raise StartError(member=f"{stage.name}.{stage.starting}", cause=error) from error
+
+    async def _stop_one(self, stage: Stage, timeout: float | None) -> StageReport:
+        """Stop one stage of a running manager, in a task of the manager's own."""
+        root = self._opened(f"stopping {stage.name}")
+        self._expect(ManagerState.RUNNING, f"stopping {stage.name}")
+        seconds = stage.stop_timeout if timeout is None else checked_timeout(timeout)
+        reports: list[StageReport] = []
+        ended = trio.Event()
+
+        async def stop() -> None:
+            with trio.CancelScope(shield=True):
+                reports.append(await stage.stop(max(0.0, seconds - stage.hard_timeout)))
+                ended.set()
+
+        root.start_soon(stop)
+        await ended.wait()
+        return reports[0]
+
+    def _member_failed(self, stage: Stage, member: Member) -> None:
+        """Stop everything for a bug, and carry on otherwise."""
+        error = member.error
+        assert error is not None
+        if is_bug(error):
+            _log.error("%s.%s failed by a bug; stopping everything", stage.name, member.name, exc_info=error)
+            self.request_shutdown(f"{member.name} failed by a bug: {type(error).__name__}", error)
+        else:
+            _log.error("%s.%s failed: %s", stage.name, member.name, error)
+
+    async def _start_stage(self, root: trio.Nursery, stage: Stage) -> None:
+        with trio.fail_after(_START_TIMEOUT):
+            await root.start(stage.serve)
+
+    async def _roll_back(self, reason: str) -> ShutdownReport | None:
+        self._request(reason, None)
+        with trio.CancelScope(shield=True):
+            await self._ended.wait()
+        return self._report
+
+    def _request(self, reason: str, timeout: float | None) -> None:
+        if not self._requested.is_set():
+            self._reason = reason
+            self._timeout = self._shutdown_timeout if timeout is None else checked_timeout(timeout)
+            self._requested.set()
+            self._starting.cancel()
+
+    async def _shut_down_when_asked(self) -> None:
+        with trio.CancelScope(shield=True):
+            await self._requested.wait()
+            self._move(ManagerState.SHUTTING_DOWN, "shutdown")
+            started = trio.current_time()
+            deadline = started + self._timeout
+            if self._root is not None and self._root.cancel_scope.cancel_called:
+                with trio.move_on_after(min(_BODY_TIMEOUT, self._timeout)):
+                    await self._body_left.wait()
+            if self._on_stopping is not None:
+                self._on_stopping()
+            reports = []
+            running = [stage for stage in reversed(self._stages) if stage.is_running]
+            for at, stage in enumerate(running):
+                reserved = sum(later.hard_timeout for later in running[at:])
+                left = deadline - trio.current_time() - reserved
+                reports.append(await stage.stop(max(0.0, min(stage.stop_timeout, left))))
+            self._report = ShutdownReport(
+                reason=self._reason,
+                seconds=trio.current_time() - started,
+                timeout=self._timeout,
+                stages=tuple(reports),
+            )
+            _log.info("%s", self._report)
+            self._move(ManagerState.STOPPED, "shutdown")
+            if self._on_report is not None:
+                self._on_report(self._report)
+            self._ended.set()
+
+    async def _deal_with_stuck(self) -> None:
+        if self._on_stuck == "exit":
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(EXIT_STUCK)
+        members = [member for stage in self._stages for member in stage.members.values()]
+        with trio.CancelScope(shield=True):
+            while waiting := [member.report() for member in members if not member.done.is_set()]:
+                for one in waiting:
+                    _log.error("cannot leave: %s does not end; it is at %s", one.name, one.frames)
+                with trio.move_on_after(_NAG_PERIOD):
+                    for member in members:
+                        await member.done.wait()
+
+    def _opened(self, action: str) -> trio.Nursery:
+        if self._root is None:
+            raise StateError(
+                action=action,
+                expected="open",
+                actual="closed",
+                hint="Use `async with manager:` or `await nursery.start(manager.serve)`.",
+            )
+        return self._root
+
+    def _expect(self, state: ManagerState, action: str) -> None:
+        if self._state is not state:
+            raise StateError(action=action, expected=state.value, actual=self._state.value)
+
+    def _move(self, to: ManagerState, action: str) -> None:
+        if to not in LEGAL_MOVES[self._state]:
+            allowed = " or ".join(state.value for state in LEGAL_MOVES if to in LEGAL_MOVES[state])
+            raise StateError(action=action, expected=allowed, actual=self._state.value)
+        self._state = to

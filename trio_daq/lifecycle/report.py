@@ -1,0 +1,92 @@
+"""What became of each part of a lab when it was stopped. Frozen records that print as a table."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import attrs
+
+Outcome = Literal["running", "ended", "drained", "cancelled", "stuck", "failed"]
+"""``ended`` by itself before the stop, ``drained`` within its grace, ``cancelled`` after it, ``stuck`` despite that."""
+
+
+@attrs.frozen(kw_only=True)
+class MemberReport:
+    """How one member ended.
+
+    Attributes:
+        name: Its id.
+        outcome: How it ended.
+        seconds: From the request to stop to its end; 0 if it had ended before.
+        error: What it failed with.
+        frames: Where a stuck member is, innermost first.
+        abandoned_threads: Threads of its own that it left behind, still inside a call.
+        dropped_messages: Messages to an actor that nobody handled any more.
+    """
+
+    name: str
+    outcome: Outcome
+    seconds: float = 0.0
+    error: BaseException | None = None
+    frames: tuple[str, ...] = ()
+    abandoned_threads: tuple[str, ...] = ()
+    dropped_messages: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class StageReport:
+    """How one stage of a shutdown went."""
+
+    name: str
+    seconds: float
+    members: tuple[MemberReport, ...]
+
+    @property
+    def stuck(self) -> tuple[MemberReport, ...]:
+        """Members that still run."""
+        return tuple(member for member in self.members if member.outcome == "stuck")
+
+
+@attrs.frozen(kw_only=True)
+class ShutdownReport:
+    """How a whole shutdown went, stage after stage.
+
+    Attributes:
+        reason: Why it happened.
+        seconds: How long it took.
+        timeout: How long it was allowed to take.
+        stages: The stages in the order in which they were stopped.
+    """
+
+    reason: str
+    seconds: float
+    timeout: float
+    stages: tuple[StageReport, ...]
+
+    @property
+    def stuck(self) -> tuple[MemberReport, ...]:
+        """Members that still run."""
+        return tuple(member for stage in self.stages for member in stage.stuck)
+
+    @property
+    def failed(self) -> tuple[MemberReport, ...]:
+        """Members that ended with an error."""
+        return tuple(member for stage in self.stages for member in stage.members if member.outcome == "failed")
+
+    def __str__(self) -> str:
+        lines = [f"stopped in {self.seconds:.2f} s of {self.timeout:g} s: {self.reason}"]
+        for stage in self.stages:
+            lines.append(f"  {stage.name:<12} {stage.seconds:6.2f} s")
+            lines += [f"    {_line(member)}" for member in stage.members]
+        return "\n".join(lines)
+
+
+def _line(member: MemberReport) -> str:
+    text = f"{member.name:<24} {member.outcome:<9} {member.seconds:6.2f} s"
+    if member.error is not None:
+        text += f"  {type(member.error).__name__}: {member.error}"
+    if member.abandoned_threads:
+        text += f"  left threads: {', '.join(member.abandoned_threads)}"
+    if member.dropped_messages:
+        text += f"  {member.dropped_messages} messages dropped"
+    return text + "".join(f"\n      at {frame}" for frame in member.frames)

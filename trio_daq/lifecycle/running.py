@@ -1,0 +1,104 @@
+"""Run a lab as a whole program: signals in, exit code out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import trio
+
+from trio_daq.config import DualConfig
+from trio_daq.errors import StartError
+from trio_daq.lifecycle.dual import DualRuntimeManager
+from trio_daq.lifecycle.manager import EXIT_STUCK, Manager
+from trio_daq.lifecycle.report import ShutdownReport
+
+_ORDERLY = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name))
+
+
+def run(
+    config: DualConfig | str | os.PathLike[str],
+    main: Callable[[DualRuntimeManager], Awaitable[object]] | None = None,
+    *,
+    on_report: Callable[[ShutdownReport], object] | None = None,
+) -> int:
+    """Run a lab until *main* returns, all its members have ended, or a signal comes; stop it in order.
+
+    The first SIGINT, SIGTERM or SIGHUP stops it in order, the second cuts its grace short, the third ends the process
+    at once. A member that does not end is left behind: the process exits by `os._exit`.
+
+    Args:
+        config: The lab, or the path of its TOML file.
+        main: What to do while it runs, called as ``await main(manager)``.
+        on_report: Called with the report of the shutdown.
+
+    Returns:
+        The exit code: 0 ended by itself, 1 a member failed, 3 a member was stuck, 128 + n stopped by signal n.
+
+    Raises:
+        ConfigError: If the settings are wrong.
+        StartError: If it did not start.
+        Exception: Whatever *main* raised, or the bug that a member failed by, after the lab was stopped.
+    """
+    settings = config if isinstance(config, DualConfig) else DualConfig.load_from_file(config)
+    return trio.run(_run, settings, main, on_report, restrict_keyboard_interrupt_to_checkpoints=True)
+
+
+async def _run(
+    config: DualConfig,
+    main: Callable[[DualRuntimeManager], Awaitable[object]] | None,
+    on_report: Callable[[ShutdownReport], object] | None,
+) -> int:
+    manager = DualRuntimeManager(config, on_stuck="exit", on_report=on_report)
+    with stop_on_signals(manager) as caught:
+        try:
+            async with manager:
+                await manager.start()
+                if main is None:
+                    await manager.wait_all_ended()
+                else:
+                    await main(manager)
+        except StartError:
+            if not caught:
+                raise
+    if caught:
+        return 128 + caught[0]
+    report = manager.report
+    if report is None:
+        return 0
+    return EXIT_STUCK if report.stuck else 1 if report.failed else 0
+
+
+@contextmanager
+def stop_on_signals(manager: Manager) -> Iterator[list[int]]:
+    """Let signals stop *manager* for the length of a ``with`` block, and list those that came.
+
+    Our own handlers, not Trio's receiver: that one merges signals which come while the event loop is blocked, so the
+    third of a user who has lost patience would not be counted. Outside of the main thread it does nothing.
+    """
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    token = trio.lowlevel.current_trio_token()
+
+    def handle(number: int, _: FrameType | None) -> None:
+        caught.append(number)
+        name = signal.Signals(number).name
+        if len(caught) == 1:
+            token.run_sync_soon(manager.request_shutdown, f"{name} was received")
+        elif len(caught) == 2:
+            token.run_sync_soon(manager.hurry)
+        else:
+            os._exit(128 + number)
+
+    before = {number: signal.signal(number, handle) for number in _ORDERLY}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,153 @@
+"""Start the simulated instruments in a process of their own, and end it.
+
+They live apart so that they go on, and their log with them, while the program under test is stalled, stopped or
+killed. This is the side of the program that uses them; ``__main__`` is the other.
+
+Invariants: the process holds the reading end of a pipe whose writing end only we hold, so it ends with us, however we
+end. Leaving the block takes five seconds at most, cancelled or not.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+
+from trio_daq.errors import StartError
+from trio_daq.sim.faults import NO_FAULTS, FaultPlan
+
+START_TIMEOUT = 10.0
+"""Seconds to wait until everything listens."""
+CLOSE_TIMEOUT = 3.0
+"""Seconds for the process to end by itself once its stdin is closed."""
+TERMINATE_TIMEOUT = 1.0
+"""Seconds after SIGTERM, and again after SIGKILL."""
+
+_log = logging.getLogger("trio_daq.sim")
+
+
+@attrs.frozen(kw_only=True)
+class SimulatedLab:
+    """Where the simulated instruments are.
+
+    Attributes:
+        stage_path: Serial port of the stage controller, None if there is none.
+        meter_port: TCP port of the meter on 127.0.0.1, None if there is none.
+        log: Their diary, see `read_log`.
+        pid: Their process.
+    """
+
+    stage_path: str | None
+    meter_port: int | None
+    log: Path
+    pid: int
+
+    @property
+    def meter_resource(self) -> str | None:
+        """VISA resource name of the meter; its messages end in a line feed."""
+        return None if self.meter_port is None else f"TCPIP::127.0.0.1::{self.meter_port}::SOCKET"
+
+
+@asynccontextmanager
+async def open_simulated_lab(
+    log: str | os.PathLike[str], *, stage: FaultPlan | None = NO_FAULTS, meter: FaultPlan | None = NO_FAULTS
+) -> AsyncIterator[SimulatedLab]:
+    r"""Have simulated instruments for the length of an ``async with`` block.
+
+    They run in a session of their own, so Ctrl-C at the terminal does not reach them first. The exception of the block
+    passes as it is. Cancellation ends them too, within five seconds.
+
+    Args:
+        log: File that the instruments append their diary to.
+        stage: Faults of the stage controller on a pty (POSIX only), None for no stage.
+        meter: Faults of the meter on TCP, None for no meter.
+
+    Raises:
+        StartError: If they did not come up within 10 s. What went wrong there stands on stderr.
+        ValueError: If both are None.
+
+    Example:
+        >>> import tempfile
+        >>> async def main():
+        ...     with tempfile.TemporaryDirectory() as folder:
+        ...         async with open_simulated_lab(f"{folder}/instruments.jsonl", stage=None) as lab:
+        ...             stream = await trio.open_tcp_stream("127.0.0.1", lab.meter_port)
+        ...             await stream.send_all(b"*OPC?\n")
+        ...             print(await stream.receive_some())
+        ...             await stream.aclose()
+        >>> trio.run(main)
+        b'1\n'
+    """
+    if stage is None and meter is None:
+        raise ValueError("a simulated lab needs a stage or a meter")
+    command = [sys.executable, "-P", "-m", "trio_daq.sim", f"--log={os.fspath(log)}"]
+    command += [*_options("stage", stage), *_options("meter", meter)]
+    process = await trio.lowlevel.open_process(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env=_environment()
+    )
+    try:
+        ready = await _wait_ready(process)
+        yield SimulatedLab(stage_path=ready["stage"], meter_port=ready["meter"], log=Path(log), pid=process.pid)
+        if process.poll() is not None:
+            _log.warning("the simulated instruments (pid %d) had ended by themselves", process.pid)
+    finally:
+        with trio.CancelScope(shield=True):
+            await _end(process)
+
+
+def _options(instrument: str, plan: FaultPlan | None) -> list[str]:
+    if plan is None:
+        return []
+    values = attrs.asdict(plan).items()
+    return [f"--{instrument}", *(f"--{instrument}-{name.replace('_', '-')}={value}" for name, value in values)]
+
+
+def _environment() -> dict[str, str]:
+    # -P keeps the user's folder, and any serial.py in it, off the path; ours is added, as it may have come from there.
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [path for path in (os.environ.get("PYTHONPATH"), root) if path]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+async def _wait_ready(process: trio.Process) -> dict[str, Any]:
+    assert process.stdout is not None
+    said = b""
+    with trio.move_on_after(START_TIMEOUT):
+        while not said.endswith(b"\n"):
+            if not (data := await process.stdout.receive_some()):
+                await process.wait()
+                break
+            said += data
+    if said.endswith(b"\n"):
+        ready: dict[str, Any] = json.loads(said)
+        return ready
+    cause: OSError
+    if process.returncode is not None:
+        cause = ChildProcessError(f"their process ended with code {process.returncode}; see stderr")
+    else:
+        cause = TimeoutError(f"they were not ready within {START_TIMEOUT:g} s")
+    raise StartError(member="simulated instruments", cause=cause) from cause
+
+
+async def _end(process: trio.Process) -> None:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    await process.stdin.aclose()
+    with trio.move_on_after(CLOSE_TIMEOUT):
+        await process.wait()
+    for stop, name in ((process.terminate, "SIGTERM"), (process.kill, "SIGKILL")):
+        if process.returncode is None:
+            _log.warning("the simulated instruments (pid %d) did not end; sending %s", process.pid, name)
+            stop()
+            with trio.move_on_after(TERMINATE_TIMEOUT):
+                await process.wait()
+    await process.stdout.aclose()

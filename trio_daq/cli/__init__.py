@@ -1,1 +1,5 @@
-"""."""
+"""The ``trio-daq`` command."""
+
+from trio_daq.cli.app import main
+
+__all__ = ["main"]

@@ -35,7 +35,7 @@ _VALUE_TOKEN = re.compile(
     | (?P<open> [\[{] )
     | (?P<close> [\]}] )
     | (?P<newline> \n )
-    | [^"'\#\[\]{}\n]++
+    | (?P<plain> [^"'\#\[\]{}\n]++ )
     """,
     re.VERBOSE | re.DOTALL,
 )
@@ -138,21 +138,29 @@ class _Scanner:
             if not self._text.startswith(".", self._position):
                 break
             self._position += 1
-        if len(parts) > DEEPEST:
-            if self._too_deep is None:
-                self._too_deep = self._current_line()
-            return ()
-        return tuple(parts)
+        self._refuse_above_deepest(len(parts))
+        return tuple(parts) if len(parts) <= DEEPEST else ()
 
     def _skip_value(self) -> None:
         depth = 0
+        dots = 0  # since the last comma, equals sign or bracket: those of one key in an inline table, or of a number
         while self._position < len(self._text):
             token = _VALUE_TOKEN.match(self._text, self._position)
             assert token is not None
             if token["newline"] and depth <= 0:
                 return
             self._position = token.end()
-            depth += bool(token["open"]) - bool(token["close"])
+            if token["open"] or token["close"]:
+                depth += 1 if token["open"] else -1
+                dots = 0
+            elif token["plain"]:
+                for number, piece in enumerate(re.split("[,=]", token["plain"])):
+                    dots = piece.count(".") + (dots if number == 0 else 0)
+                    self._refuse_above_deepest(dots + 1)
+
+    def _refuse_above_deepest(self, parts: int) -> None:
+        if parts > DEEPEST and self._too_deep is None:
+            self._too_deep = self._current_line()
 
     def _inside_arrays(self, key: KeyPath) -> KeyPath:
         """Return the path of a header, which means the last element of each array of tables that it passes."""

@@ -6,7 +6,7 @@ from trio_daq.lifecycle.lines import LineSnapshot
 from trio_daq.lifecycle.manager import EXIT_STUCK, Manager
 from trio_daq.lifecycle.member import Member
 from trio_daq.lifecycle.report import MemberReport, ShutdownReport, StageReport
-from trio_daq.lifecycle.running import run, stop_on_signals
+from trio_daq.lifecycle.running import run, run_lab, stop_on_signals
 from trio_daq.lifecycle.side import V2Side, V4Side
 from trio_daq.lifecycle.stage import Stage
 from trio_daq.lifecycle.state import ManagerState, Status
@@ -28,5 +28,6 @@ __all__ = [
     "V2Side",
     "V4Side",
     "run",
+    "run_lab",
     "stop_on_signals",
 ]

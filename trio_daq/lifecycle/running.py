@@ -45,14 +45,15 @@ def run(
         Exception: Whatever *main* raised, or the bug that a member failed by, after the lab was stopped.
     """
     settings = config if isinstance(config, DualConfig) else DualConfig.load_from_file(config)
-    return trio.run(_run, settings, main, on_report, restrict_keyboard_interrupt_to_checkpoints=True)
+    return trio.run(run_lab, settings, main, on_report, restrict_keyboard_interrupt_to_checkpoints=True)
 
 
-async def _run(
+async def run_lab(
     config: DualConfig,
-    main: Callable[[DualRuntimeManager], Awaitable[object]] | None,
-    on_report: Callable[[ShutdownReport], object] | None,
+    main: Callable[[DualRuntimeManager], Awaitable[object]] | None = None,
+    on_report: Callable[[ShutdownReport], object] | None = None,
 ) -> int:
+    """Do what `run` does, inside a Trio program."""
     manager = DualRuntimeManager(config, on_stuck="exit", on_report=on_report)
     with stop_on_signals(manager) as caught:
         try:

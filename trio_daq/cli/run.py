@@ -1,0 +1,52 @@
+"""``trio-daq run`` and ``trio-daq check``."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import trio
+from rich.console import Console
+
+from trio_daq.cli.live_table import watch
+from trio_daq.config import DualConfig, check_drivers
+from trio_daq.lifecycle import DualRuntimeManager, run
+
+
+def run_config(path: Path) -> int:
+    """Run the lab of a file, show it live, and print how it stopped and where the recording is."""
+    config = DualConfig.load_from_file(path)
+    logging.getLogger("trio_daq").setLevel(config.application.log_level.upper())
+    console = Console()
+    recorded: list[Path] = []
+
+    async def until_ended(manager: DualRuntimeManager) -> None:
+        if manager.recorder is not None:
+            recorded.append(manager.recorder.path)
+        console.print(f"{config.application.name} runs; Ctrl-C stops it in order.", markup=False)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch, manager, console)
+            await manager.wait_all_ended()
+            nursery.cancel_scope.cancel()
+
+    code = run(config, until_ended, on_report=lambda report: console.print(str(report), markup=False))
+    for file in recorded:
+        console.print(f"recorded: {file}\nnext: trio-daq show {file}", markup=False, soft_wrap=True)
+    return code
+
+
+def check_config(path: Path) -> int:
+    """Check a file and its drivers, and say what it describes."""
+    config = DualConfig.load_from_file(path)
+    drivers = check_drivers(config)
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"{path}: fine.", markup=False)
+    for name, port in config.serial.items():
+        console.print(f"  serial.{name}: {port.path} at {port.baud_rate} baud", markup=False)
+    for name, session in config.visa.items():
+        console.print(f"  visa.{name}: {session.resource}", markup=False)
+    for side, subsystem in (("v2", config.v2), ("v4", config.v4)):
+        for member in subsystem.instruments:
+            kind = drivers[member.id].kind if member.id in drivers else "off"
+            console.print(f"  {side}.{member.id}: {kind} {member.driver}", markup=False)
+    return 0

@@ -34,12 +34,21 @@ WRONG_FILES = [
     ("", "lab.toml: nothing is enabled: add a table [v2] or [v4], or take out its 'enabled = false'"),
     ("[v2]\nenabled = false\n[v4]\nenabled = false\n", "lab.toml: nothing is enabled"),
     ("[v2]\nstop_timeout = \n", "lab.toml:2: is no TOML: Invalid value at column 16"),
-    ("[v2]\nstop_timeout = 1\nstop_timeout = 2\n", "lab.toml:3: v2.stop_timeout: is defined again; it stands in line 2"),
+    (
+        "[v2]\nstop_timeout = 1\nstop_timeout = 2\n",
+        "lab.toml:3: v2.stop_timeout: is defined again; it stands in line 2",
+    ),
     ("[v2]\n\n[serial]\n[v2]\n", "lab.toml:4: v2: is defined again; it stands in line 1 already"),
     ("[v2]\nx = [1,\n  2,\n", "lab.toml:3: is no TOML: Invalid value, and the file ends"),
-    ('[v2]\n[recording]\ndirectory = "C:\\data"\n', "lab.toml:3: is no TOML: Unescaped '\\' in a string at column 18; a b"),
+    (
+        '[v2]\n[recording]\ndirectory = "C:\\data"\n',
+        "lab.toml:3: is no TOML: Unescaped '\\' in a string at column 18; a b",
+    ),
     ('[v2]\n[recording]\ndirectory = "C:\\Users"\n', "write \\\\ for it, or use single quotes, as in 'C:\\data'"),
-    ('[v2]\n[recording]\ndirectory = "C:\\new"\n', "lab.toml:3: recording.directory: must be a path without control ch"),
+    (
+        '[v2]\n[recording]\ndirectory = "C:\\new"\n',
+        "lab.toml:3: recording.directory: must be a path without control ch",
+    ),
     ("[v2]\nname = 'µ'\n".encode("latin-1"), "lab.toml:2: the byte 0xB5 is no UTF-8 text; save the file as UTF-8"),
     ("[v2]\n".encode("utf-16"), "lab.toml: is UTF-16 text or no text at all (it holds NUL bytes); save it as UTF-8"),
     ("[v2]\n".encode("utf-16-le"), "lab.toml: is UTF-16 text"),
@@ -55,11 +64,17 @@ WRONG_FILES = [
     (V2 + "[zzz]\n", "lab.toml:2: zzz: unknown key; known: application, serial, visa, v2, v4, recording"),
     ("v2 = 3\n", "lab.toml:1: v2: expected a table [v2], got 3"),
     ("[[v2]]\n", "lab.toml:1: v2: expected a table [v2], got a list"),
-    (V2 + "[v2.instruments]\nid = 'a'", "lab.toml:2: v2.instruments: expected a list of tables [[v2.instruments]], got a ta"),
+    (
+        V2 + "[v2.instruments]\nid = 'a'",
+        "lab.toml:2: v2.instruments: expected a list of tables [[v2.instruments]], got a ta",
+    ),
     (V2 + "instruments = ['a']", "lab.toml:2: v2.instruments[0]: expected a table, got 'a'"),
     (V2 + "[[v2.instrument]]", "lab.toml:2: v2.instrument: unknown key (did you mean 'instruments'?)"),
     (V2 + "[[v2.program]]", "lab.toml:2: v2.program: unknown key (did you mean 'programs'?)"),
-    (V2 + "[serial]\npath = '/dev/ttyS0'", "lab.toml:3: serial.path: expected a table such as [serial.name], got '/dev/ttyS"),
+    (
+        V2 + "[serial]\npath = '/dev/ttyS0'",
+        "lab.toml:3: serial.path: expected a table such as [serial.name], got '/dev/ttyS",
+    ),
     ("serial = []\n" + V2, "lab.toml:1: serial: expected tables such as [serial.name], got a list"),
     ("application = 1\n" + V2, "lab.toml:1: application: expected a table, got 1"),
     (V2 + STAGE + "parityy = 'even'", "lab.toml:4: serial.stage.parityy: unknown key (did you mean 'parity'?)"),
@@ -71,14 +86,26 @@ WRONG_FILES = [
     (V2 + STAGE + "baud_rate = 9600.7", "lab.toml:4: serial.stage.baud_rate: expected a whole number, got 9600.7"),
     (V2 + STAGE + "baud_rate = '9600'", "lab.toml:4: serial.stage.baud_rate: expected a whole number, got '9600'"),
     (V2 + STAGE + "baud_rate = 0", "lab.toml:4: serial.stage.baud_rate: must be above 0, not 0"),
-    (V2 + STAGE + "baud_rate = 0x" + "F" * 9000, "expected a whole number of at most 64 bits, got a number of 36000 bits"),
-    (V2 + STAGE + "timeout = 0x" + "F" * 9000, "lab.toml:4: serial.stage.timeout: expected a whole number of at most 64"),
+    (
+        V2 + STAGE + "baud_rate = 0x" + "F" * 9000,
+        "expected a whole number of at most 64 bits, got a number of 36000 bits",
+    ),
+    (
+        V2 + STAGE + "timeout = 0x" + "F" * 9000,
+        "lab.toml:4: serial.stage.timeout: expected a whole number of at most 64",
+    ),
     (V2 + STAGE + "data_bits = 9", "lab.toml:4: serial.stage.data_bits: must be in (5, 6, 7, 8) (got 9)"),
-    (V2 + STAGE + "parity = 'evn'", "lab.toml:4: serial.stage.parity: must be one of none, even, odd, mark, space, not 'evn'"),
+    (
+        V2 + STAGE + "parity = 'evn'",
+        "lab.toml:4: serial.stage.parity: must be one of none, even, odd, mark, space, not 'evn'",
+    ),
     (V2 + STAGE + "parity = 1", "lab.toml:4: serial.stage.parity: expected text, got 1"),
     (V2 + STAGE + "read_terminator = 10", "lab.toml:4: serial.stage.read_terminator: expected text, got 10"),
     (V2 + STAGE + "read_terminator = 'hex:0'", "lab.toml:4: serial.stage.read_terminator: 'hex:0' is no row of hexade"),
-    (V2 + STAGE + "read_terminator = ''", "lab.toml:4: serial.stage.read_terminator: a terminator needs at least one byte"),
+    (
+        V2 + STAGE + "read_terminator = ''",
+        "lab.toml:4: serial.stage.read_terminator: a terminator needs at least one byte",
+    ),
     (V2 + STAGE + "flow_control = 'rts'", "got 'rts' (did you mean 'rtscts'?)"),
     (V2 + STAGE + "exclusive = 1", "lab.toml:4: serial.stage.exclusive: expected true or false, got 1"),
     (V2 + DMM + "timeout = nan", "lab.toml:4: visa.dmm.timeout: expected a finite number, got nan"),
@@ -86,28 +113,67 @@ WRONG_FILES = [
     (V2 + DMM + "timeout = 0", "lab.toml:4: visa.dmm.timeout: must be a finite number of seconds, above 0, not 0.0"),
     (V2 + DMM + "timeout = true", "lab.toml:4: visa.dmm.timeout: expected a number, got true"),
     (V2 + DMM + "timeout = {a = 1}", "lab.toml:4: visa.dmm.timeout: expected a number, got a table"),
-    (V2 + DMM + "queue_size = 07:32:00", "lab.toml:4: visa.dmm.queue_size: expected a whole number, got datetime.time(7,"),
+    (
+        V2 + DMM + "queue_size = 07:32:00",
+        "lab.toml:4: visa.dmm.queue_size: expected a whole number, got datetime.time(7,",
+    ),
     (V2 + "[application]\nlog_level = 'INFO'", "got 'INFO' (did you mean 'info'?)"),
-    (V2 + "[application]\nname = ''", "lab.toml:3: application.name: must be text without control characters, at least one"),
-    (V2 + "[recording]\nsurvives = 'fire'", "lab.toml:3: recording.survives: expected one of 'kill', 'power-loss', got 'f"),
-    (V2 + "[[v2.instruments]]\nid = \"a\\u001b[0m\"\ndriver = 'm:f'", "lab.toml:3: v2.instruments[0].id: must be text wit"),
-    (V2 + "[[v2.instruments]]\nid = 'a'\ndriver = 'm.py'", "v2.instruments[0].driver: must be 'module:object' or a built"),
+    (
+        V2 + "[application]\nname = ''",
+        "lab.toml:3: application.name: must be text without control characters, at least one",
+    ),
+    (
+        V2 + "[recording]\nsurvives = 'fire'",
+        "lab.toml:3: recording.survives: expected one of 'kill', 'power-loss', got 'f",
+    ),
+    (
+        V2 + "[[v2.instruments]]\nid = \"a\\u001b[0m\"\ndriver = 'm:f'",
+        "lab.toml:3: v2.instruments[0].id: must be text wit",
+    ),
+    (
+        V2 + "[[v2.instruments]]\nid = 'a'\ndriver = 'm.py'",
+        "v2.instruments[0].driver: must be 'module:object' or a built",
+    ),
     (V2 + "[[v2.instruments]]\nid = 'a'\ndriver = 'scpi_pol'", "not 'scpi_pol' (did you mean 'scpi_poll'?)"),
     (V2 + MEMBER + "options = 3", "lab.toml:5: v2.instruments[0].options: expected a table, got 3"),
-    (V2 + MEMBER + "serial = []", "lab.toml:5: v2.instruments[0].serial: must hold at least one name; leave the key out"),
+    (
+        V2 + MEMBER + "serial = []",
+        "lab.toml:5: v2.instruments[0].serial: must hold at least one name; leave the key out",
+    ),
     (V2 + MEMBER + "serial = ['a', 3]", "lab.toml:5: v2.instruments[0].serial: expected text, got 3"),
-    (V2 + STAGE + MEMBER + "serial = ['stage', 'stage']", "v2.instruments[0].serial: must hold each name once, not ['sta"),
+    (
+        V2 + STAGE + MEMBER + "serial = ['stage', 'stage']",
+        "v2.instruments[0].serial: must hold each name once, not ['sta",
+    ),
     # --- one thing against another
-    (DMM + "[v4]\n[[v4.instruments]]\nid = 'a'\ndriver = 'm:f'\nvisa = 'dmmm'", "lab.toml:7: v4.instruments[0].visa: unkno"),
-    (V2 + MEMBER + "visa = 'dmm'", "lab.toml:5: v2.instruments[0].visa: unknown session 'dmm'; there is no [visa.…] table"),
-    (V2 + STAGE + MEMBER + "serial = 'pump'", "lab.toml:7: v2.instruments[0].serial: unknown port 'pump'; known: stage"),
-    (V2 + MEMBER + MEMBER, "lab.toml:6: v2.instruments[1].id: 'a' is the id of v2.instruments[0] already; call this one 'a_v2'"),
+    (
+        DMM + "[v4]\n[[v4.instruments]]\nid = 'a'\ndriver = 'm:f'\nvisa = 'dmmm'",
+        "lab.toml:7: v4.instruments[0].visa: unkno",
+    ),
+    (
+        V2 + MEMBER + "visa = 'dmm'",
+        "lab.toml:5: v2.instruments[0].visa: unknown session 'dmm'; there is no [visa.…] table",
+    ),
+    (
+        V2 + STAGE + MEMBER + "serial = 'pump'",
+        "lab.toml:7: v2.instruments[0].serial: unknown port 'pump'; known: stage",
+    ),
+    (
+        V2 + MEMBER + MEMBER,
+        "lab.toml:6: v2.instruments[1].id: 'a' is the id of v2.instruments[0] already; call this one 'a_v2'",
+    ),
     (
         V2 + MEMBER + "[[v4.instruments]]\nid = 'a'\ndriver = 'm:f'\n[[v4.instruments]]\nid = 'a_v4'\ndriver = 'm:f'",
         "lab.toml:6: v4.instruments[0].id: 'a' is the id of v2.instruments[0] already; call this one 'a_v4_2'",
     ),
-    (V2 + MEMBER + "kind = 'actor'", "lab.toml:5: v2.instruments[0].kind: 'actor' does not run on [v2], only 'thread' or"),
-    (MEMBER.replace("v2", "v4") + "kind = 'task'", "lab.toml:4: v4.instruments[0].kind: 'task' does not run on [v4], only"),
+    (
+        V2 + MEMBER + "kind = 'actor'",
+        "lab.toml:5: v2.instruments[0].kind: 'actor' does not run on [v2], only 'thread' or",
+    ),
+    (
+        MEMBER.replace("v2", "v4") + "kind = 'task'",
+        "lab.toml:4: v4.instruments[0].kind: 'task' does not run on [v4], only",
+    ),
     (V2 + MEMBER + "kind = 'tsk'", "expected one of 'thread', 'task', 'actor', got 'tsk' (did you mean 'task'?)"),
     (
         V2 + STAGE + "[serial.two]\npath = '/dev/../dev/ttyS0'",
@@ -121,7 +187,10 @@ WRONG_FILES = [
         V2 + STAGE + "[visa.two]\nresource = 'ASRL/dev/ttyS0::INSTR'",
         "lab.toml:5: visa.two.resource: 'ASRL/dev/ttyS0::INSTR' is the same hardware as serial.stage ('/dev/ttyS0')",
     ),
-    (V2 + "[visa.dmm]\nresource = 'GPBI::1::INSTR'", "lab.toml:3: visa.dmm.resource: 'GPBI::1::INSTR' is no VISA resource"),
+    (
+        V2 + "[visa.dmm]\nresource = 'GPBI::1::INSTR'",
+        "lab.toml:3: visa.dmm.resource: 'GPBI::1::INSTR' is no VISA resource",
+    ),
     (V2 + '[visa.dmm]\nresource = "GPIB::1\\n::INSTR"', "lab.toml:3: visa.dmm.resource: must be text without control"),
     (V2 + "[serial.'']\npath = '/dev/ttyS0'", 'lab.toml:2: serial."": a name must be text without control characters'),
 ]
@@ -141,28 +210,26 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     """Wrong types, ranges, keys, names and ids in one file are all listed, by line, even several in one table."""
     found = problems_of(
         tmp_path,
-        "\n".join(
-            [
-                "[application]",
-                "shutdown_timeout = 'long'",
-                "[serial.stage]",
-                "path = '/dev/ttyS0'",
-                "baud_rate = -1",
-                "timeout = -1",
-                "colour = 'red'",
-                "[visa.dmm]",
-                "resource = 'GPIB::1::INSTR'",
-                "[v2]",
-                "stop_timeout = 0",
-                "[[v2.instruments]]",
-                "id = 'a'",
-                "driver = 'nonsense'",
-                "visa = 'dnm'",
-                "[[v4.instruments]]",
-                "id = 'a'",
-                "driver = 'm:f'",
-            ]
-        ),
+        """\
+[application]
+shutdown_timeout = 'long'
+[serial.stage]
+path = '/dev/ttyS0'
+baud_rate = -1
+timeout = -1
+colour = 'red'
+[visa.dmm]
+resource = 'GPIB::1::INSTR'
+[v2]
+stop_timeout = 0
+[[v2.instruments]]
+id = 'a'
+driver = 'nonsense'
+visa = 'dnm'
+[[v4.instruments]]
+id = 'a'
+driver = 'm:f'
+""",
     )
     assert [line.split(": ")[0:2] for line in found] == [
         ["lab.toml:2", "application.shutdown_timeout"],
@@ -280,12 +347,14 @@ def test_what_is_no_file_is_named(tmp_path: Path, name: str, said: str) -> None:
 
 # --- any bytes ----------------------------------------------------------------------------------------------------
 
-_WORDS = (
-    "[v2]|[v4]|[[v2.instruments]]|[[v4.instruments]]|[[v2.programs]]|[serial.a]|[visa.b]|[recording]|[application]|[[|]|"
-    "id = |driver = |serial = |visa = |kind = |path = |resource = |timeout = |enabled = |options.x = |options = {|}|"
-    "'a'|'b'|'m:f'|'task'|true|1|-1|0x1F|nan|1.5|1979-05-27|07:32:00|'''|\"\"\"|\"|'|\\|\\u0000|#|=|.|,|[|{|"
-    "'/dev/ttyS0'|'GPIB::1::INSTR'|'TCPIP::x::SOCKET'|\n|\n|\n|\r\n|\r|\0|\ufeff|é|\x1b| "
-).split("|")
+_WORDS = [
+    *["[v2]", "[v4]", "[[v2.instruments]]", "[[v4.instruments]]", "[[v2.programs]]", "[serial.a]", "[visa.b]"],
+    *["[recording]", "[application]", "id = ", "driver = ", "serial = ", "visa = ", "kind = ", "path = "],
+    *["resource = ", "timeout = ", "enabled = ", "options.x = ", "options = {", "'a'", "'b'", "'m:f'", "'task'"],
+    *["true", "1", "-1", "0x1F", "nan", "1.5", "1979-05-27", "07:32:00", "'/dev/ttyS0'", "'GPIB::1::INSTR'"],
+    *["'TCPIP::x::SOCKET'", "\n", "\n", "\n", "\r\n", "\r", "\0", "\ufeff", "é", "\x1b", " ", "\\u0000"],
+    *["'''", '"""', '"', "'", "\\", "#", "=", ".", ",", "[", "]", "{", "}", "[[", "]]"],
+]
 _TOML_LIKE = st.lists(st.sampled_from(_WORDS), max_size=60).map("".join).map(str.encode)
 _VALID_LINES = [line for content, _ in WRONG_FILES if isinstance(content, str) for line in content[:2000].split("\n")]
 _SHUFFLED = st.lists(st.sampled_from(_VALID_LINES), max_size=20).map("\n".join).map(str.encode)
@@ -303,9 +372,11 @@ def test_any_bytes_are_settings_or_one_error(tmp_path_factory: pytest.TempPathFa
     try:
         config = DualConfig.load_from_file(file)
     except ConfigError as error:
-        assert error.problems
-        for problem in error.problems:
-            assert re.match(re.escape(str(file)) + r"(:\d+)?: ", problem)
-            assert problem.isprintable()
+        problems = error.problems
     else:
         assert config.v2.enabled or config.v4.enabled
+        return
+    assert problems
+    for problem in problems:
+        assert re.match(re.escape(str(file)) + r"(:\d+)?: ", problem)
+        assert problem.isprintable()

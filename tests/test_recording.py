@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from trio_daq.data import DataDistributor, DataPublisher, Reading
-from trio_daq.errors import RecordingError, RunFileError, StateError
+from trio_daq.errors import AcknowledgeTimeoutError, RecordingError, RunFileError, StateError
 from trio_daq.recording import ChannelSummary, Recorder, open_run
 
 
@@ -248,10 +248,10 @@ async def test_one_open_reader_sees_the_run_grow_and_end(distributor, recorder):
 
 
 async def test_waiting_for_a_reading_that_does_not_come_ends(recorder):
-    """An acknowledgement that does not come in time, or cannot come any more, is a RecordingError that says so."""
+    """An acknowledgement that does not come in time, or cannot come any more, is an error that says so."""
     async with trio.open_nursery() as nursery:
         await nursery.start(recorder.serve)
-        with pytest.raises(RecordingError, match=r"reading 0 of 'dmm' was not acknowledged: .* 0\.01 s"):
+        with pytest.raises(AcknowledgeTimeoutError, match=r"reading 0 of 'dmm' was not acknowledged within 0\.01 s"):
             await recorder.wait_acknowledged("dmm", 0, timeout=0.01)
         recorder.stop()
         with trio.fail_after(2), pytest.raises(RecordingError, match="the run has ended"):

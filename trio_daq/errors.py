@@ -11,7 +11,7 @@ Tree::
     ├── exchanges  ExchangeTimeoutError, CommandTimeoutError, ReplyError
     ├── lines      LineOpenError, LineLostError, LineUnusableError, SessionClosedError, HungCallError
     ├── actors     AskTimeoutError, MailboxFullError, ActorStoppedError
-    ├── data       PublishTimeoutError, RecordingError, RunFileError
+    ├── data       PublishTimeoutError, AcknowledgeTimeoutError, RecordingError, RunFileError
     ├── lifecycle  StateError, StartError, StoppingError, UnhealthyError, DoorClosedError
     └── you        ConfigError, GuardReleasedError, UnknownNameError
 """
@@ -389,6 +389,22 @@ class RecordingError(DaqError, OSError):
 
 
 @_error
+class AcknowledgeTimeoutError(DaqError, TimeoutError):
+    """A reading was not in the run file in time. It may still get there."""
+
+    path: str
+    instrument: str
+    seq: int
+    waited: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: reading {self.seq} of {self.instrument!r} was not acknowledged within "
+            f"{_seconds(self.waited)}; it may still be, or it was never published."
+        )
+
+
+@_error
 class RunFileError(DaqError, OSError):
     """A run file cannot be read."""
 
@@ -404,7 +420,7 @@ class RunFileError(DaqError, OSError):
 
 @_error
 class StateError(DaqError, RuntimeError):
-    """A manager was asked for something that its state does not allow."""
+    """Something was asked for that the state of a manager, a recorder or a door does not allow."""
 
     action: str
     expected: str
@@ -412,7 +428,7 @@ class StateError(DaqError, RuntimeError):
     hint: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.action} needs the manager to be {self.expected}, and it is {self.actual}."
+        text = f"{self.action} needs it to be {self.expected}, and it is {self.actual}."
         return f"{text} {self.hint}" if self.hint else text
 
 

@@ -17,6 +17,9 @@ from trio_daq.visa import canonical_resource
 Facts: TypeAlias = Mapping[str, Any]
 """What is known of one port, session or member: its keys with the values that passed their own check."""
 
+_LONGEST_PATH = 4096
+"""PATH_MAX of Linux: a longer path opens nothing, and realpath() needs quadratic time for it."""
+
 KINDS_OF_SIDE: Mapping[str, tuple[str, ...]] = {"v2": ("thread", "task"), "v4": ("actor",)}
 """Which kinds of member run on which side."""
 
@@ -97,7 +100,9 @@ def _same_hardware(ports: Mapping[str, Facts], sessions: Mapping[str, Facts]) ->
 
 
 def _real_path(path: str) -> str:
-    return path if "://" in path else os.path.realpath(path)
+    if "://" in path or len(path) > _LONGEST_PATH:
+        return path
+    return os.path.realpath(path)
 
 
 def _repeated_ids(members: Sequence[tuple[KeyPath, Facts]]) -> Iterable[Problem]:

@@ -130,8 +130,8 @@ def _load(driver: str, folder: Path | None) -> Any:
             for part in object_path.split("."):
                 if not hasattr(found, part):
                     hint = did_you_mean(part, (name for name in dir(found) if not name.startswith("_")))
-                    sentence = f"{module_name}{_place(found, folder)} has no {object_path!r}{hint}"
-                    raise _WrongDriverError((("driver",), sentence))
+                    whole = getattr(found, "__qualname__", module_name)
+                    raise _WrongDriverError((("driver",), f"{whole}{_place(found, folder)} has no {part!r}{hint}"))
                 found = getattr(found, part)
         except _WrongDriverError:
             raise
@@ -178,9 +178,9 @@ def _import_failure(error: BaseException, module_name: str, folder: Path | None)
 _BY_KEYWORD = (Parameter.KEYWORD_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 _WHY: Mapping[Kind, str] = {
-    "actor": "is an actor; write kind = 'actor' or leave it out",
-    "task": "is an async function; write kind = 'task' or leave it out",
-    "thread": "is neither async nor a subclass of trio_daq.actors.Actor; write kind = 'thread' or leave it out",
+    "actor": "is an actor; write kind = 'actor' or nothing",
+    "task": "is an async function; write kind = 'task' or nothing",
+    "thread": "is a plain callable; write kind = 'thread' or nothing",
 }
 
 
@@ -217,7 +217,7 @@ def _wrong_arguments(
         if parameter.default is not Parameter.empty or (key in given and parameter.kind in _BY_KEYWORD):
             continue
         if parameter.kind is Parameter.POSITIONAL_ONLY:
-            yield ("driver",), f"{name} needs {key!r} by position, and drivers are called by keyword; take out the '/'"
+            yield ("driver",), f"{name} needs {key!r} by position, and drivers are called by keyword"
         elif parameter.kind in _BY_KEYWORD:
             what = f"the key {key!r}" if key in ("serial", "visa") else f"the option {key!r}"
             yield ("driver",), f"{name} needs {what}, which is not given"

@@ -21,7 +21,7 @@ import attrs
 import trio
 
 from trio_daq.data import DataDistributor, Reading, Subscription
-from trio_daq.errors import HungCallError, RecordingError, StateError
+from trio_daq.errors import AcknowledgeTimeoutError, HungCallError, RecordingError, StateError
 from trio_daq.recording.run_writer import Committed, RunWriter, Survives, create_run
 from trio_daq.sharing import WorkerThread, checked_timeout
 
@@ -157,16 +157,21 @@ class Recorder:
         """Wait until reading *seq* of *instrument* is safe. Cancellation only stops waiting.
 
         Raises:
-            RecordingError: If recording ended without it, or it was not acknowledged within *timeout* seconds.
+            AcknowledgeTimeoutError: If it was not within *timeout* seconds.
+            RecordingError: If recording ended without it.
         """
         checked_timeout(timeout)
         await trio.lowlevel.checkpoint()
         with trio.move_on_after(timeout):
             while self._ended is None and not self._is_acknowledged(instrument, seq):
                 await self._progress.park()
-        if not self._is_acknowledged(instrument, seq):
-            why = self._ended or f"nothing came within {timeout:.3g} s"
-            raise self._error(f"reading {seq} of {instrument!r} was not acknowledged: {why}")
+        if self._is_acknowledged(instrument, seq):
+            return
+        if self._ended is not None:
+            raise self._error(f"reading {seq} of {instrument!r} was not acknowledged: {self._ended}")
+        raise AcknowledgeTimeoutError(
+            path=str(self._path or self._directory), instrument=instrument, seq=seq, waited=timeout
+        )
 
     def statistics(self) -> RecorderStatistics:
         """Return a snapshot for health checks and displays."""

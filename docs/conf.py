@@ -1,0 +1,7 @@
+"""Settings of Sphinx."""
+
+project = "trio_daq"
+author = "The trio_daq founders"
+extensions = ["myst_parser"]
+html_theme = "furo"
+exclude_patterns = ["_build"]

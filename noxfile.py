@@ -1,0 +1,55 @@
+"""Every check of this project: ``nox`` runs what must pass, ``nox -s docs bench`` the rest."""
+
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.10"
+nox.options.sessions = ["lint", "typing", "tests"]
+nox.options.error_on_external_run = True
+nox.options.default_venv_backend = "venv"
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+
+
+def group(name: str) -> list[str]:
+    """Requirements of a dependency group of pyproject.toml."""
+    return nox.project.dependency_groups(PROJECT, name)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, format, and who may import whom."""
+    session.install(*group("lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("lint-imports")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Strict types."""
+    session.install(".", *group("typing"))
+    session.run("mypy")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests, against the installed wheel: the source tree is not on the import path."""
+    session.install(".", *group("test"))
+    session.run("pytest", *session.posargs, env={"TRIO_DAQ_INSTALLED": "1"})
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a warning is an error."""
+    session.install(".", *group("docs"))
+    session.run("sphinx-build", "-W", "-q", "docs", "docs/_build")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Ratios to other libraries, measured side by side. Never part of a test."""
+    session.install(".", *group("bench"))
+    for script in sorted(Path("benchmarks").glob("bench_*.py")):
+        session.run("python", str(script), *session.posargs)

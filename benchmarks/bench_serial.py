@@ -10,7 +10,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import serial
@@ -24,17 +25,17 @@ REPLY_LENGTH = 40
 Block = Callable[[int], Awaitable[None]]
 
 
-async def main(rounds: int, size: int) -> None:
-    peers = [
-        subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("echo_peer.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    paths = [peer.stdout.readline().strip() for peer in peers if peer.stdout is not None]
+@contextmanager
+def echo_peer() -> Iterator[str]:
+    """Start an instrument in a process of its own and give the path of its port."""
+    script = str(Path(__file__).with_name("echo_peer.py"))
+    with subprocess.Popen([sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as peer:
+        assert peer.stdout is not None
+        yield peer.stdout.readline().strip()
+        peer.communicate()
+
+
+async def main(paths: tuple[str, str], rounds: int, size: int) -> None:
     raw = serial.Serial(paths[0], timeout=1)
     port = SharedSerialPort(SerialPortConfig(path=paths[1], quiet_time=0.05))
     await port.recover()
@@ -54,8 +55,6 @@ async def main(rounds: int, size: int) -> None:
     finally:
         raw.close()
         await port.aclose()
-        for peer in peers:
-            peer.communicate()
 
 
 async def compare(base_name: str, base: Block, others: dict[str, Block], rounds: int, size: int) -> None:
@@ -92,4 +91,5 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--rounds", type=int, default=60)
 parser.add_argument("--size", type=int, default=60)
 arguments = parser.parse_args()
-trio.run(main, arguments.rounds, arguments.size)
+with echo_peer() as first, echo_peer() as second:
+    trio.run(main, (first, second), arguments.rounds, arguments.size)

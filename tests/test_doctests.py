@@ -9,9 +9,7 @@ import pytest
 import trio_daq
 
 MODULES = sorted(
-    info.name
-    for info in pkgutil.walk_packages(trio_daq.__path__, "trio_daq.")
-    if not info.name.endswith("__main__")
+    info.name for info in pkgutil.walk_packages(trio_daq.__path__, "trio_daq.") if not info.name.endswith("__main__")
 )
 
 

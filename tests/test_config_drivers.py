@@ -60,6 +60,9 @@ class Group:
 
 class NoActor:
     pass
+
+def old(context=None, /):
+    pass
 """
 
 
@@ -96,6 +99,7 @@ def resolve(tmp_path: Path, driver: str, **settings: Any) -> ResolvedDriver:
         ("caller", {"visa": "d"}, "task", False),
         ("slow", {"serial": "s"}, "thread", False),
         ("Group.run", {"serial": "s"}, "thread", False),
+        ("old", {}, "thread", False),
     ],
 )
 def test_a_driver_that_fits_is_resolved(
@@ -140,6 +144,7 @@ def test_a_driver_that_fits_is_resolved(
             {},
             "x.driver: {m}:by_position ({m}.py:13) needs 'serial' by position, and drivers are called by keyword",
         ),
+        ("slow", {}, "x.driver: {m}:slow ({m}.py:4) needs the key 'serial', which is not given"),
         ("rmap", {}, "x.driver: {m} ({m}.py) has no 'rmap' (did you mean 'ramp'?)"),
         ("Group.rum", {}, "x.driver: Group ({m}.py:33) has no 'rum' (did you mean 'run'?)"),
         ("number", {}, "x.driver: {m}:number is int, which cannot be called"),
@@ -178,6 +183,7 @@ def test_a_driver_that_does_not_fit_is_named_with_its_place(
         ("def run(:\n    pass", "does not import: {m}.py:1: SyntaxError: invalid syntax"),
         ("x = 1\nif x:\n\ty = 1\n        z = 1", "does not import: {m}.py:4: TabError: inconsistent use of tabs"),
         ("x = 1\n\n1 / 0\n", "does not import: {m}.py:3: ZeroDivisionError: division by zero"),
+        ("def f():\n    1 / 0\n\nf()\n", "does not import: {m}.py:2: ZeroDivisionError: division by zero"),
         (
             "import no_such_module_here",
             "does not import: {m}.py:1: ModuleNotFoundError: No module named 'no_such_modul",
@@ -216,7 +222,12 @@ def test_a_builtin_without_a_signature_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_folder_of_the_file_comes_first(tmp_path: Path, write: Write) -> None:
-    """A driver beside the config file is found, and its imports of neighbours work, before anything installed."""
+    """A driver beside the config file is found before an installed one, and its imports of neighbours work."""
+    (tmp_path / "this.py").write_text("def run(): pass")  # also the name of a module of Python
+    try:
+        assert resolve(tmp_path, "this:run").kind == "thread"
+    finally:
+        sys.modules.pop("this", None)
     neighbour = write("VALUE = 1")
     module = write(f"from {neighbour} import VALUE\ndef run(): pass")
     assert resolve(tmp_path, f"{module}:run").kind == "thread"

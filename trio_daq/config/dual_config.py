@@ -133,7 +133,7 @@ class SubsystemConfig:
     Attributes:
         enabled: Whether it is started.
         stop_timeout: Seconds that a member has to stop if it names no time of its own.
-        instruments: Its members, in the order in which they are started.
+        instruments: Its members, in the order of the file: instruments before programs.
     """
 
     enabled: bool = attrs.field(default=True, validator=_is_bool)

@@ -71,7 +71,13 @@ async def serial_poll(
 
     async def ask(command: str) -> str:
         async with serial.acquire() as guard:
-            return (await guard.query(command.encode("ascii"), timeout=timeout)).decode("ascii", "backslashreplace")
+            reply = await guard.query(command.encode("ascii"), timeout=timeout)
+        try:
+            return reply.decode("ascii")
+        except UnicodeDecodeError:
+            raise ReplyError(
+                resource=serial.path, owner=context.id, command=command, reply=reply, expected="ASCII text"
+            ) from None
 
     await _poll(serial.path, ask, context, commands, units or {}, period)
 
@@ -90,6 +96,8 @@ async def _poll(
     started, turns = trio.current_time(), 0
     while not context.stopping.is_set():
         for channel, command in commands.items():
+            if context.stopping.is_set():
+                return
             asked_ns = time.monotonic_ns()
             try:
                 value = _first_number(resource, context.id, command, await ask(command))

@@ -11,7 +11,7 @@ from typing import Any
 
 import trio
 
-from trio_daq.errors import DaqError, DoorClosedError
+from trio_daq.errors import DoorClosedError, GuardReleasedError
 from trio_daq.legacy.host import DoorHost, Job, Verbs, fulfil
 from trio_daq.serialport import SerialGuard, SharedSerialPort
 
@@ -83,6 +83,7 @@ class SerialSequence:
     def __init__(self, host: DoorHost, port: SharedSerialPort) -> None:
         self._host = host
         self._port = port
+        self._released = False
         self._jobs, self._next_job = trio.open_memory_channel[_Posted](math.inf)
 
     def write_all(self, data: bytes, timeout: float | None = None) -> None:
@@ -118,13 +119,19 @@ class SerialSequence:
         self._host.post(self._port.path, start, patience)
 
     def _release(self, failed: bool) -> None:
-        self._post(Job("release", (failed,)))
+        # A closed door has released the port already, and must not replace the exception of the thread's block.
+        with contextlib.suppress(DoorClosedError):
+            self._post(Job("release", (failed,)))
+        self._released = True
 
     def _call(self, verb: str, argument: Any, timeout: float | None) -> Any:
         patience = self._port.config.timeout if timeout is None else timeout
         return self._post(Job(verb, (argument,), {"timeout": timeout}, patience))
 
     def _post(self, job: Job) -> Any:
+        if self._released:
+            raise GuardReleasedError(resource=self._port.path, owner=self._host.owner, action=job.verb)
+
         def hand_over(_: trio.Nursery, future: Future[Any]) -> None:
             try:
                 self._jobs.send_nowait((job, future))
@@ -150,8 +157,10 @@ class SerialSequence:
                     await fulfil(verbs, job, future, closed)
         except _SequenceFailedError:
             pass
-        except DaqError as error:
-            granted.set_exception(error)
+        except Exception as error:
+            if granted.done():
+                raise
+            granted.set_exception(error)  # it is raised in the thread
         except BaseException:
             if not granted.done():
                 granted.set_exception(closed)

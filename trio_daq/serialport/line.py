@@ -85,15 +85,13 @@ class SerialLine:
         Raises:
             trio.BrokenResourceError: If the device hung up meanwhile.
         """
-        while data := self.stream.read_nowait():
-            self.buffer.feed(data)
+        self.buffer.feed(self.stream.read_all_nowait())
         if self.config.on_acquire == "discard":
             self.buffer.clear()
 
     def discard_input(self) -> bytes:
         """Throw away all that has come so far and return what was still unread here."""
-        while data := self.stream.read_nowait():
-            self.buffer.feed(data)
+        self.buffer.feed(self.stream.read_all_nowait())
         return self.buffer.clear()
 
     async def open(self) -> None:
@@ -158,6 +156,7 @@ class SerialLine:
     async def _close_stream(self, timeout: float) -> None:
         stream, self._stream = self._stream, None
         self.buffer.clear()
+        self._recovery.forget_unsent()
         if stream is not None and not await stream.aclose(timeout):
             _log.warning("%s: the driver has not let it close for %g s", self.config.path, timeout)
 

@@ -23,6 +23,9 @@ from trio_daq.sharing import WorkerThread
 _CHUNK = 4096
 """Bytes read at once: as much as a Linux tty buffers (N_TTY_BUF_SIZE)."""
 
+_MOST_CHUNKS = 64
+"""Reads in a row after which all that a driver had buffered was read: a line that floods us must not stop the loop."""
+
 
 class PosixByteStream:
     """An open serial line. `trio.BrokenResourceError` means that it went away, `trio.ClosedResourceError` that we did.
@@ -50,6 +53,19 @@ class PosixByteStream:
         if not data:  # with VMIN=1 an idle line is EAGAIN, so this is nothing but a hang-up
             raise trio.BrokenResourceError("the device hung up")
         return data
+
+    def read_all_nowait(self) -> bytes:
+        """Return all that has come so far, none if there is nothing.
+
+        Raises:
+            trio.BrokenResourceError: If the device hung up.
+        """
+        data = bytearray()
+        for _ in range(_MOST_CHUNKS):
+            if not (chunk := self.read_nowait()):
+                break
+            data += chunk
+        return bytes(data)
 
     def write_nowait(self, data: memoryview) -> int:
         """Write what the driver takes at once and return how many bytes that was.

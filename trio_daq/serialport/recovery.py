@@ -43,10 +43,17 @@ class Recovery:
         self._listened = 0.0
 
     def begin(self, unsent: bytes = b"") -> None:
-        """Start anew: an exchange has just been left, with *unsent* the part of its command that was not written."""
-        self._unsent = unsent
+        """Start anew: an exchange has just been left, with *unsent* the part of its command that was not written.
+
+        What an earlier exchange left unsent is still to be sent, before that.
+        """
+        self._unsent += unsent
         self._last_byte_at = trio.current_time()
         self._listened = 0.0
+
+    def forget_unsent(self) -> None:
+        """Send no rest of a command any more: the connection that had its first half is gone."""
+        self._unsent = b""
 
     async def run(self, stream: PosixByteStream) -> None:
         """Do the steps that are left. Cancellation keeps what was done.
@@ -56,7 +63,8 @@ class Recovery:
             trio.BrokenResourceError: If the device hung up.
         """
         started = trio.current_time()
-        budget = _PATIENCE * self._quiet - self._listened
+        # A cancellation can come late, so that more than the budget is spent.
+        budget = max(0.0, _PATIENCE * self._quiet - self._listened)
         try:
             with trio.move_on_after(budget):
                 await self._finish_write(stream)
@@ -82,7 +90,6 @@ class Recovery:
                 self.dropped += len(late)
                 self._last_byte_at = trio.current_time()
                 _log.info("%s: dropped %d late bytes: %r", self._path, len(late), late[:80])
-                continue
             left = self._last_byte_at + self._quiet - trio.current_time()
             if left <= 0:
                 return

@@ -9,22 +9,25 @@ Invariant: only functions that run in the worker thread touch the PyVISA resourc
 from __future__ import annotations
 
 import math
-import os
-import socket
+import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import trio
 
 from trio_daq.errors import HungCallError, LineOpenError, Sent
 from trio_daq.sharing import WorkerThread
 from trio_daq.visa.settings import VisaSessionConfig
+from trio_daq.visa.tcp_link import discard_stale_input, tune_tcp
 
 if TYPE_CHECKING:
     from pyvisa.resources import MessageBasedResource
 
 _CHUNK = 1 << 16
 """Bytes asked for in one viRead."""
+
+_MAKING_MANAGER = threading.Lock()
+"""PyVISA keeps one manager for each library; two threads at once would make two, and the lost one closes sessions."""
 
 _GRACE = 1.0
 """Seconds beyond its VISA timeout that a call may take before its thread is given up."""
@@ -101,24 +104,31 @@ class PyvisaTransport:
         resource = self._resource
         assert resource is not None
         library, session = resource.visalib, resource.session
-        resource.timeout = _milliseconds(end)
+        try:
+            discard_stale_input(resource)
+            resource.timeout = _milliseconds(end)
+            if time.monotonic() >= end:
+                raise TimeoutError
+        except BaseException:
+            self.sent = "no"
+            raise
         library.write(session, command)
         self.sent = "yes"
+        return self._read_reply(resource, end) if expects_reply else b""
+
+    def _read_reply(self, resource: MessageBasedResource, end: float) -> bytes:
+        from pyvisa.constants import StatusCode
+
         reply = bytearray()
-        while expects_reply:
-            # Each viRead has the whole VISA timeout to itself, so it must be set to what is left. It must not be
-            # made of shorter slices: pyvisa-py drops the bytes of a read that times out.
-            resource.timeout = _milliseconds(end)
-            chunk, status = library.read(session, _CHUNK)
-            reply += chunk
-            expects_reply = _is_unfinished(status)
+        status = StatusCode.success_max_count_read
+        with resource.ignore_warning(StatusCode.success_max_count_read):  # PyVISA warns of replies above one chunk
+            while status == StatusCode.success_max_count_read:
+                # Each viRead has the whole VISA timeout to itself, so it must be set to what is left. It must not be
+                # made of shorter slices: pyvisa-py drops the bytes of a read that times out.
+                resource.timeout = _milliseconds(end)
+                chunk, status = resource.visalib.read(resource.session, _CHUNK)
+                reply += chunk
         return bytes(reply)
-
-
-def _is_unfinished(status: int) -> bool:
-    from pyvisa.constants import StatusCode
-
-    return status == StatusCode.success_max_count_read
 
 
 def _milliseconds(end: float) -> int:
@@ -132,7 +142,8 @@ def _open(config: VisaSessionConfig, timeout: float) -> MessageBasedResource:
 
     # The manager of a library is one object for the whole process, and closing it closes every session of everybody:
     # it is left to PyVISA, which closes it at exit.
-    manager = pyvisa.ResourceManager(config.backend)
+    with _MAKING_MANAGER:
+        manager = pyvisa.ResourceManager(config.backend)
     milliseconds = max(1, math.ceil(1000 * timeout))
     resource = manager.open_resource(config.resource, open_timeout=milliseconds)
     try:
@@ -140,30 +151,11 @@ def _open(config: VisaSessionConfig, timeout: float) -> MessageBasedResource:
             raise ValueError("it does not exchange messages")
         resource.timeout = milliseconds
         resource.read_termination = config.read_termination
-        _tune_tcp(resource)
+        tune_tcp(resource)
     except BaseException:
         resource.close()
         raise
     return resource
-
-
-def _tune_tcp(resource: MessageBasedResource) -> None:
-    """Cure three faults of pyvisa-py's TCP sockets; other backends and links have no such socket."""
-    link = _tcp_socket(resource)
-    if link is None:
-        return
-    # pyvisa-py 0.8.1 reports a refused connection as open.
-    if code := link.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-        raise ConnectionError(os.strerror(code))
-    # Nagle's algorithm, which it leaves on, makes a write before a query cost 40 ms.
-    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-
-
-def _tcp_socket(resource: MessageBasedResource) -> socket.socket | None:
-    sessions: Any = getattr(resource.visalib, "sessions", None)
-    interface = getattr(sessions[resource.session], "interface", None) if sessions else None
-    return interface if isinstance(interface, socket.socket) else None
 
 
 def _close(resource: MessageBasedResource) -> None:
@@ -175,7 +167,7 @@ def _explain_open_failure(config: VisaSessionConfig, error: Exception) -> LineOp
     if isinstance(error, ConnectionError) or "refused" in reason.lower():
         hint = "Is the instrument on, is its address right, and is another program connected to it?"
         return LineOpenError(resource=config.resource, reason=f"the connection was refused ({reason})", hint=hint)
-    if _is_timeout(error):
+    if _is_timeout(error) or _says_timeout(reason):
         hint = "Is it on and on this network?"
         return LineOpenError(resource=config.resource, reason="it did not answer in time", hint=hint)
     return LineOpenError(resource=config.resource, reason=reason.rstrip("."))
@@ -185,6 +177,13 @@ def _explain_exchange_failure(error: Exception) -> TransportError:
     if _is_timeout(error):
         return TransportTimeoutError("the instrument did not answer in time")
     return TransportError(str(error).strip() or type(error).__name__)
+
+
+def _says_timeout(reason: str) -> bool:
+    from pyvisa.constants import StatusCode
+
+    # pyvisa-py 0.8.1 puts the status of a TCP connection that is not answered into a bare Exception.
+    return str(StatusCode.error_timeout.value) in reason
 
 
 def _is_timeout(error: Exception) -> bool:

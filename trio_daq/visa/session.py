@@ -285,6 +285,10 @@ class VisaSessionManager:
         except DaqError as error:
             command.end(outcome.Error(error))
             return
+        if not command.is_due():  # reopening took its time: the caller has left, or is about to
+            self._counts["never_sent"] += 1
+            command.end(outcome.Error(self._timeout_of(command, 0)))
+            return
         command.phase = "in_flight"
         data = (command.text + self.config.write_termination).encode("ascii")
         try:

@@ -20,7 +20,7 @@ from trio_daq.actors.mailbox import Mailbox
 from trio_daq.actors.messages import Message
 from trio_daq.actors.ref import ActorRef
 from trio_daq.errors import ActorStoppedError, AskTimeoutError, MailboxFullError, is_bug
-from trio_daq.sharing import acting_as, checked_timeout
+from trio_daq.sharing import ServiceNursery, acting_as, checked_timeout
 
 _log = logging.getLogger("trio_daq.actors")
 
@@ -64,7 +64,8 @@ class ActorStatistics:
         failed: Messages whose handler raised.
         dropped: Messages dropped because the mailbox was full.
         late_answers: Answers to askers who had left.
-        missed_ticks: Ticks of its timers that were left out because the one before was still unhandled.
+        missed_ticks: Ticks of its timers that were left out because the one before was still unhandled, or because
+            there was no room.
     """
 
     waiting: int
@@ -111,16 +112,12 @@ class ActorCell(Generic[_A]):
             actor = self._make()
             actor._cell = self
             try:
-                async with trio.open_nursery() as nursery:
+                async with ServiceNursery() as nursery:
                     self._nursery = nursery
                     await actor.on_start()
                     task_status.started(self.ref)
                     await self._handle_all(actor)
                     nursery.cancel_scope.cancel()
-            except ExceptionGroup as group:
-                if len(group.exceptions) == 1:
-                    raise group.exceptions[0] from None
-                raise
             finally:
                 self._nursery = None
                 self.stop()
@@ -176,7 +173,7 @@ class ActorCell(Generic[_A]):
     def tell_nowait(self, message: Message[Any]) -> None:
         """See `ActorRef.tell_nowait`."""
         try:
-            self._mailbox.put_nowait(_Envelope(message, asked=False))
+            self._put_nowait(_Envelope(message, asked=False))
         except trio.WouldBlock:
             raise MailboxFullError(actor=self.name, capacity=self._mailbox.capacity) from None
         except trio.ClosedResourceError:
@@ -189,7 +186,11 @@ class ActorCell(Generic[_A]):
             checked_timeout(period, "period", zero=False)
         if self._nursery is None:
             raise ActorStoppedError(actor=self.name)
-        self._nursery.start_soon(self._tick, trio.current_time() + delay, period, message)
+        first = trio.current_time() + delay
+        if period is None:
+            self._nursery.start_soon(self._tell_at, first, message)
+        else:
+            self._nursery.start_soon(self._tell_every, first, period, message)
 
     async def _put(self, envelope: _Envelope) -> None:
         try:
@@ -200,10 +201,25 @@ class ActorCell(Generic[_A]):
             raise ActorStoppedError(actor=self.name) from None
         if envelope.phase == "mailbox":
             envelope.phase = "queued"
+        self._end_dropped(loser)
+
+    def _put_nowait(self, envelope: _Envelope) -> None:
+        self._end_dropped(self._mailbox.put_nowait(envelope))
+
+    def _end_dropped(self, loser: _Envelope | None) -> None:
         if loser is not None:
             loser.end(outcome.Error(MailboxFullError(actor=self.name, capacity=self._mailbox.capacity)))
 
-    async def _tick(self, first: float, period: float | None, message: Message[Any]) -> None:
+    async def _tell_at(self, moment: float, message: Message[Any]) -> None:
+        await trio.sleep_until(moment)
+        try:
+            await self._put(_Envelope(message, asked=False))
+        except MailboxFullError:
+            self._missed_ticks += 1
+        except ActorStoppedError:
+            return
+
+    async def _tell_every(self, first: float, period: float, message: Message[Any]) -> None:
         await trio.sleep_until(first)
         ticks = 0
         pending: _Envelope | None = None
@@ -211,15 +227,13 @@ class ActorCell(Generic[_A]):
             if pending is None or pending.result is not None:
                 pending = _Envelope(message, asked=False)
                 try:
-                    self._mailbox.put_nowait(pending)
+                    self._put_nowait(pending)
                 except trio.WouldBlock:
                     pending, self._missed_ticks = None, self._missed_ticks + 1
                 except trio.ClosedResourceError:
                     return
             else:
                 self._missed_ticks += 1
-            if period is None:
-                return
             # On the grid of the first tick, so that the phase does not drift.
             ticks = max(ticks + 1, math.ceil((trio.current_time() - first) / period))
             await trio.sleep_until(first + ticks * period)
@@ -250,7 +264,7 @@ class ActorCell(Generic[_A]):
             # A message that nobody handles is the sender's mistake, so it ends the sender's ask and not the actor.
             if method is not None and is_bug(error):
                 raise
-            if not envelope.asked:
+            if not (envelope.asked and envelope.wanted):
                 _log.warning("actor %s: %r failed: %s", self.name, envelope.message, error)
         except BaseException:
             envelope.end(outcome.Error(ActorStoppedError(actor=self.name)))

@@ -1,7 +1,8 @@
 """A bounded queue with one reader, and a rule for when it is full.
 
 It knows nothing of actors. Invariants: never more than ``capacity`` items wait; items leave in the order in which
-they were put, but for those that the rule drops.
+`Mailbox.put` was called for them, but for those that the rule drops; writers wait only while there is no room, since a
+reader who makes room moves the first writer's item in itself, so that nobody can overtake.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Generic, Literal, TypeVar
 
+import outcome
 import trio
 
 _T = TypeVar("_T")
@@ -34,7 +36,7 @@ class Mailbox(Generic[_T]):
         self._items: deque[_T] = deque()
         self._closed = False
         self._reader = trio.lowlevel.ParkingLot()
-        self._writers = trio.lowlevel.ParkingLot()
+        self._writers: dict[trio.lowlevel.Task, _T] = {}
 
     def __len__(self) -> int:
         return len(self._items)
@@ -49,9 +51,16 @@ class Mailbox(Generic[_T]):
             trio.ClosedResourceError: If the mailbox is closed, also while waiting for room.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        while self._overflow == "block" and len(self._items) >= self.capacity and not self._closed:
-            await self._writers.park()
-        return self.put_nowait(item)
+        if len(self._items) < self.capacity or self._closed:
+            return self.put_nowait(item)
+        if self._overflow == "block":
+            await self._wait_for_room(item)
+            return None
+        try:
+            return self.put_nowait(item)
+        finally:
+            # A writer that never waits must not keep the reader from making room.
+            await trio.lowlevel.cancel_shielded_checkpoint()
 
     def put_nowait(self, item: _T) -> _T | None:
         """Put *item* in, and return the item that was dropped for it, if any.
@@ -86,18 +95,32 @@ class Mailbox(Generic[_T]):
                 raise trio.EndOfChannel
             await self._reader.park()
         item = self._items.popleft()
-        self._writers.unpark()
+        if self._writers:
+            writer = next(iter(self._writers))
+            self._items.append(self._writers.pop(writer))
+            trio.lowlevel.reschedule(writer)
         return item
 
     def close(self) -> None:
         """Take nothing more in; what is in can still be read."""
         self._closed = True
         self._reader.unpark_all()
-        self._writers.unpark_all()
+        for writer in self._writers:
+            trio.lowlevel.reschedule(writer, outcome.Error(trio.ClosedResourceError()))
+        self._writers.clear()
 
     def clear(self) -> list[_T]:
-        """Take everything out at once."""
+        """Take everything out of a closed mailbox at once."""
         left = list(self._items)
         self._items.clear()
-        self._writers.unpark_all()
         return left
+
+    async def _wait_for_room(self, item: _T) -> None:
+        task = trio.lowlevel.current_task()
+        self._writers[task] = item
+
+        def leave(_: object) -> trio.lowlevel.Abort:
+            del self._writers[task]
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(leave)

@@ -13,7 +13,7 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, get_args
 
 import attrs
 import trio
@@ -27,6 +27,9 @@ Policy = Literal["drop_oldest", "drop_newest", "latest", "block"]
 ``drop_oldest`` loses the oldest readings, ``drop_newest`` the newest; ``latest`` gets only the newest of each channel
 at each `Subscription.receive`; ``block`` loses none, and makes the publisher wait.
 """
+
+_READINGS_PER_YIELD = 64
+"""Readings after which a publisher lets others run even if it need not wait, so that it cannot outrun its listeners."""
 
 
 @attrs.frozen
@@ -82,7 +85,14 @@ class DataDistributor:
             name: Shown in statistics and in the error of a publisher that waits for it.
             policy: What happens when it falls behind.
             capacity: How far it may fall behind; at most, and by default, the capacity of the ring.
+
+        Raises:
+            ValueError: If *policy* is none, or *capacity* is below 1.
         """
+        if policy not in get_args(Policy):
+            raise ValueError(f"policy must be one of {', '.join(get_args(Policy))}, not {policy!r}")
+        if capacity is not None and capacity < 1:
+            raise ValueError(f"capacity must be at least 1, not {capacity}")
         subscription = Subscription(self, name, policy, min(capacity or self._capacity, self._capacity))
         self._subscriptions.append(subscription)
         if policy == "block":
@@ -100,12 +110,16 @@ class DataDistributor:
 
         Raises:
             PublishTimeoutError: If there was none for *timeout* seconds.
+            ValueError: If *timeout* is negative, infinite or NaN.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
-        if self._slowest() is None:
-            return
         if not 0 <= timeout < math.inf:
             raise ValueError(f"timeout must be a finite number of seconds, 0 or more, not {timeout!r}")
+        if self._published % _READINGS_PER_YIELD:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            await trio.lowlevel.checkpoint()
+        if self._slowest() is None:
+            return
         with trio.move_on_after(timeout):
             while self._slowest() is not None:
                 await self._publishers.park()
@@ -176,17 +190,23 @@ class Subscription:
     Attributes:
         name: Its name.
         policy: Its policy.
-        lost: Readings that it did not get because it was slow.
     """
 
     def __init__(self, distributor: DataDistributor, name: str, policy: Policy, capacity: int) -> None:
         self.name = name
         self.policy: Policy = policy
-        self.lost = 0
+        self._lost = 0
         self._distributor = distributor
         self._capacity = capacity
         self._cursor = distributor._published
         self._offered: deque[Reading] = deque()
+
+    @property
+    def lost(self) -> int:
+        """Readings that it did not get, or will not get any more, because it was slow."""
+        if self.policy == "drop_newest":
+            return self._lost
+        return self._lost + max(0, self._distributor._published - self._cursor - self._capacity)
 
     def backlog(self) -> int:
         """Return how many readings wait to be taken."""
@@ -215,20 +235,23 @@ class Subscription:
         if behind == 0:
             return []
         if behind > self._capacity:
-            self.lost += behind - self._capacity
+            self._lost += behind - self._capacity
             self._cursor += behind - self._capacity
         batch = distributor._slice(self._cursor, distributor._published)
         self._cursor = distributor._published
         if self.policy == "block":
             distributor._publishers.unpark_all()
         elif self.policy == "latest":
-            newest = {(reading.instrument, reading.channel): reading for reading in batch}
-            self.lost += len(batch) - len(newest)
-            batch = list(newest.values())
+            # Backwards, so that what stays keeps its place in the stream.
+            newest: dict[tuple[str, str], Reading] = {}
+            for reading in reversed(batch):
+                newest.setdefault((reading.instrument, reading.channel), reading)
+            self._lost += len(batch) - len(newest)
+            batch = list(reversed(newest.values()))
         return batch
 
     def _offer(self, reading: Reading) -> None:
         if len(self._offered) < self._capacity:
             self._offered.append(reading)
         else:
-            self.lost += 1
+            self._lost += 1

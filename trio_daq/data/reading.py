@@ -26,7 +26,7 @@ def _scalar(value: Any) -> float:
 
 
 def _value(value: Any) -> Value:
-    if isinstance(value, float):
+    if type(value) is float:  # a subclass, such as numpy's float64, is converted
         return value
     if hasattr(value, "tolist"):  # numpy scalars and arrays, without importing numpy
         value = value.tolist()

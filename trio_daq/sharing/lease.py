@@ -4,7 +4,7 @@ A lease knows nothing of ports or instruments. It is handed out only as an ``asy
 while it holds one.
 
 Invariants: ``_held`` is the claim that has the limiter's only token, or None; ``_waiting`` holds the claims in line,
-first come first; a claim that is in neither has nothing and will get nothing.
+first come first; a claim is in one of them at most, and one that is in neither will get nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class LeaseStatistics:
         grants: How often each owner was granted it.
         hand_overs: Grants to another owner than the one before.
         longest_wait: Seconds that the longest successful wait took.
-        timeouts: Waits that ended without a grant.
+        timeouts: Waits that reached their deadline without a grant.
     """
 
     holder: str | None
@@ -132,6 +132,7 @@ class Lease:
 
     def _granted(self, claim: Claim) -> None:
         now = trio.current_time()
+        self._waiting.pop(claim, None)
         self._held, claim.granted_at = claim, now
         self._grants[claim.owner] += 1
         self._hand_overs += self._last_owner not in (None, claim.owner)
@@ -216,13 +217,14 @@ class Claim:
             )
         _log.debug("%s: %s waits behind %s", lease.resource, self.owner, lease.holder)
         lease._waiting[self] = None
-        position = len(lease._waiting)
+        position = 0
         try:
             with trio.move_on_after(self.timeout):
                 await lease._limiter.acquire_on_behalf_of(self)
         finally:
-            position = list(lease._waiting).index(self) + 1
-            del lease._waiting[self]
+            if self in lease._waiting:
+                position = list(lease._waiting).index(self) + 1
+                del lease._waiting[self]
         # Not `cancelled_caught`: a grant and the deadline can fall into the same turn, and then the grant counts.
         if not self.alive:
             lease._timeouts += 1

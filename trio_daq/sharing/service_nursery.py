@@ -26,12 +26,23 @@ class ServiceNursery:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
+        shown = _BodyFailed(error) if isinstance(error, BaseExceptionGroup) and not _cancelled_in(error) else error
         try:
-            return bool(await self._manager.__aexit__(kind, error, traceback))
+            return bool(await self._manager.__aexit__(kind, shown, traceback))
         except BaseExceptionGroup as group:
             failures = [one for one in group.exceptions if not isinstance(one, trio.Cancelled)] or [group.exceptions[0]]
-            if failures == [error]:
+            if failures == [shown]:
                 return False  # the interpreter goes on raising it, untouched
-            if len(failures) == 1 and (error is None or isinstance(error, trio.Cancelled)):
+            if len(failures) == 1:
                 raise failures[0] from failures[0].__cause__
-            raise
+            if shown is error or error is None:
+                raise
+            raise group.derive([error if one is shown else one for one in failures]) from None
+
+
+class _BodyFailed(Exception):  # noqa: N818 - it is never seen outside
+    """Stands in for a group that the body raised, since Trio rebuilds groups and so they lose their identity."""
+
+
+def _cancelled_in(group: BaseExceptionGroup[BaseException]) -> bool:
+    return group.subgroup(trio.Cancelled) is not None

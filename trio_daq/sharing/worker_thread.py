@@ -11,7 +11,6 @@ only by the result of the call that it waits for.
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import logging
 import math
@@ -66,12 +65,12 @@ class _Call:
 
 
 class _Life:
-    """One daemon thread and its queue; None in the queue ends it, after its last act."""
+    """One daemon thread and its queue; None in the queue ends it, after its last acts."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
-        self.last_act: Callable[[], object] | None = None
+        self.last_acts = contextlib.ExitStack()
         self.ended = trio.Event()
         self._token = trio.lowlevel.current_trio_token()
         threading.Thread(target=self._work, name=name, daemon=True).start()
@@ -79,11 +78,10 @@ class _Life:
     def _work(self) -> None:
         while (call := self.calls.get()) is not None:
             call.run()
-        if self.last_act is not None:
-            try:
-                self.last_act()
-            except Exception as error:  # noqa: BLE001 - the thread has nobody to raise to; it closes and ends
-                _log.warning("%s: could not be closed: %s", self.name, error)
+        try:
+            self.last_acts.close()
+        except Exception as error:  # noqa: BLE001 - the thread has nobody to raise to; it closes and ends
+            _log.warning("%s: could not be closed: %s", self.name, error)
         with contextlib.suppress(trio.RunFinishedError):
             self._token.run_sync_soon(self.ended.set)
 
@@ -128,7 +126,7 @@ class WorkerThread:
             timeout: Seconds after which the call ought to have ended by itself.
             grace: Seconds that it may take longer before its thread is given up.
             closing: Makes the result something that the thread closes as its last act, by ``closing(result)``,
-                whether or not anybody waited for it.
+                whether or not anybody waited for it. Several are closed in the reverse order.
 
         Raises:
             HungCallError: If it had not returned after *timeout* and *grace*. Its thread is then left to itself, and
@@ -142,7 +140,7 @@ class WorkerThread:
         def make_call() -> _T:
             result = work(*args)
             if closing is not None:
-                life.last_act = functools.partial(closing, result)
+                life.last_acts.callback(closing, result)
             return result
 
         call = _Call(make_call)

@@ -25,7 +25,7 @@ class ReceiveBuffer:
 
     def __init__(self) -> None:
         self._bytes = bytearray()
-        self._terminator = b""
+        self._terminator: bytes | None = None
         self._searched = 0
 
     def __len__(self) -> int:
@@ -44,8 +44,13 @@ class ReceiveBuffer:
 
         The search goes on where the last one for the same terminator ended, so a long message that arrives in many
         pieces costs linear time.
+
+        Raises:
+            ValueError: If *terminator* is empty.
         """
         if terminator != self._terminator:
+            if not terminator:
+                raise ValueError("a terminator needs at least one byte")
             self._terminator, self._searched = terminator, 0
         found = self._bytes.find(terminator, self._searched)
         if found < 0:

@@ -31,6 +31,8 @@ def expects_reply(message: str) -> bool:
                 return True
             in_header, last, at = True, "", at + 1
         elif char in "\"'":
+            if in_header and last == "?":
+                return True
             at = _end_of_string(message, at)
             in_header = in_header and last == ""
         elif char == "#" and not in_header:
@@ -48,15 +50,12 @@ def expects_reply(message: str) -> bool:
 
 
 def _end_of_string(message: str, start: int) -> int:
-    """Return where the quoted string that starts at *start* ends; a doubled quote is data (IEEE 488.2 §7.7.5)."""
-    quote, at = message[start], start + 1
-    while at < len(message):
-        if message[at] == quote:
-            if message[at + 1 : at + 2] != quote:
-                return at + 1
-            at += 1
-        at += 1
-    return at
+    """Return where the quoted string that starts at *start* ends (IEEE 488.2 §7.7.5).
+
+    A doubled quote is data there; to read it as the end of one string and the start of the next comes to the same.
+    """
+    end = message.find(message[start], start + 1)
+    return end + 1 if end >= 0 else len(message)
 
 
 def _end_of_block(message: str, start: int) -> int:

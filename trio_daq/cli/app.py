@@ -89,6 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _INTERRUPTED
     except (DaqError, BaseExceptionGroup) as error:
         leaves = _leaves(error)
+        if any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
+            return _INTERRUPTED
         if not all(isinstance(leaf, DaqError) for leaf in leaves):
             raise  # a bug: its traceback is what helps
         for leaf in leaves:

@@ -18,7 +18,7 @@ from trio_daq.errors import ConfigError
 from trio_daq.lifecycle import DualRuntimeManager, run_lab
 from trio_daq.sim import FaultPlan, SimulatedLab, open_simulated_lab, read_log
 
-_STAGE_FAULTS = FaultPlan(late_every=45, late_by=0.08)
+_STAGE_FAULTS = FaultPlan(late_every=40, late_by=0.08)
 _METER_FAULTS = FaultPlan(late_every=45, late_by=0.08)
 """Now and then an answer comes 30 ms after its asker has given up."""
 

@@ -78,7 +78,7 @@ def thread_member(
             async with ServiceNursery() as nursery:
                 await nursery.start(host.serve)
                 task_status.started()
-                await worker.run(functools.partial(target, *args, **kwargs))
+                await worker.run(_run_script, functools.partial(target, *args, **kwargs))
                 nursery.cancel_scope.cancel()
         finally:
             await worker.aclose(_THREAD_END_TIMEOUT)
@@ -114,6 +114,14 @@ def actor_member(
         dropped_messages=lambda: cell.undelivered,
     )
     return member, cell
+
+
+def _run_script(script: Callable[[], object]) -> None:
+    try:
+        script()
+    except SystemExit as error:  # old programs end so; it is no reason to end the lab
+        if error.code not in (None, 0):
+            raise RuntimeError(f"it left by sys.exit({error.code!r})") from error
 
 
 def _as_door(host: DoorHost, value: Any) -> Any:

@@ -206,9 +206,7 @@ class DualRuntimeManager(Manager):
         await self._start_one(side.stage)
 
     async def _stop_side(self, side: Side, timeout: float | None) -> StageReport:
-        report = await self._stop_one(side.stage, timeout)
-        side.note_stopped()
-        return report
+        return await self._stop_one(side.stage, timeout)
 
     async def _populate_recording(self, stage: Stage) -> None:
         config = self.config.recording

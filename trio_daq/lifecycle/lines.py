@@ -1,4 +1,4 @@
-"""The ports and sessions of a lab, by name: made anew at each start, found by whoever needs them."""
+"""The ports and sessions of a lab, by name: made anew at each start but the first, found by whoever needs them."""
 
 from __future__ import annotations
 
@@ -58,11 +58,14 @@ class Lines:
         self._config = config
         self.serial: dict[str, SharedSerialPort] = {}
         self.visa: dict[str, VisaSessionManager] = {}
+        self._used = False
         self._renew()
 
     async def populate(self, stage: Stage) -> None:
         """Open every line, as a member of *stage* that closes it at the end."""
-        self._renew()
+        if self._used:
+            self._renew()
+        self._used = True
         for name, port in self.serial.items():
             await stage.add(_port_member(f"serial.{name}", port))
         for name, session in self.visa.items():

@@ -10,9 +10,11 @@ been given up; there is one report for each shutdown, and every caller gets that
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Literal, Self
 
@@ -30,8 +32,9 @@ _log = logging.getLogger("trio_daq.lifecycle")
 _START_TIMEOUT = 30.0
 """Seconds that one stage may take to start."""
 
-_BODY_TIMEOUT = 1.0
-"""Seconds that a cancelled body has to leave before the stages are stopped under it."""
+_LEAVING_TIMEOUT = 1.0
+"""Seconds that a cancelled body or start has to leave before the stages are stopped under it, a quarter of the shutdown
+at most."""
 
 _NAG_PERIOD = 5.0
 """Seconds between messages about a block that cannot end because a member does not."""
@@ -72,6 +75,7 @@ class Manager:
         self._starting = trio.CancelScope()
         self._requested = trio.Event()
         self._ended = trio.Event()
+        self._start_left = trio.Event()
         self._body_left = trio.Event()
         self._reason = ""
         self._timeout = self._shutdown_timeout
@@ -94,12 +98,14 @@ class Manager:
         Cancelled, or if a stage fails, those that had started are stopped again, in reverse order.
 
         Raises:
-            StateError: If the manager is not open, or runs already.
+            StateError: If the manager is not open, or runs already, or a member of its last life still does.
             StartError: If a stage failed or took longer than 30 s.
         """
         root = self._opened("start()")
+        if self._state is ManagerState.STOPPED:
+            self._expect_ended(self._stages, "start()")
         self._move(ManagerState.STARTING, "start()")
-        self._requested, self._ended = trio.Event(), trio.Event()
+        self._requested, self._ended, self._start_left = trio.Event(), trio.Event(), trio.Event()
         self._starting, self._report, self._failure = trio.CancelScope(), None, None
         root.start_soon(self._shut_down_when_asked)
         stage: Stage | None = None
@@ -107,14 +113,17 @@ class Manager:
             with self._starting:
                 for stage in self._stages:
                     await self._start_stage(root, stage)
-                self._move(ManagerState.RUNNING, "start()")
-                return
+                if not self._requested.is_set():
+                    self._move(ManagerState.RUNNING, "start()")
+                    return
             cause: BaseException = StoppingError(subsystem="the lab", action="starting")
         except Exception as error:  # noqa: BLE001 - it becomes the cause of the StartError below
             cause = error
         except BaseException:
             await self._roll_back("the start was cancelled")
             raise
+        finally:
+            self._start_left.set()
         where = f"{stage.name}.{stage.starting}" if stage is not None and stage.starting else "the lab"
         report = await self._roll_back(f"{where} did not start")
         raise StartError(member=where, cause=cause, report=report) from cause
@@ -130,17 +139,9 @@ class Manager:
         Raises:
             StateError: If nothing was started, or if called from a member, which would wait for itself.
         """
-        if self._state is ManagerState.STOPPED and self._report is not None:
-            return self._report
         if self._state is ManagerState.UNINITIALIZED:
             raise StateError(action="shutdown()", expected="running", actual=self._state.value)
-        if (member := inside_member.get()) is not None:
-            raise StateError(
-                action="shutdown()",
-                expected="called from outside its members",
-                actual=f"called from {member!r}",
-                hint="A member asks with request_shutdown(), and does not wait.",
-            )
+        self._expect_outside(self._stages, "shutdown()", "A member asks with request_shutdown(), and does not wait.")
         self._request("shutdown() was called", timeout)
         await self._ended.wait()
         assert self._report is not None
@@ -153,9 +154,9 @@ class Manager:
             reason: For the report.
             error: Raised from the block when the shutdown has ended.
         """
+        if error is not None and self._failure is None:
+            self._failure = error
         if self._state in (ManagerState.STARTING, ManagerState.RUNNING):
-            if error is not None and self._failure is None:
-                self._failure = error
             self._request(reason, None)
         if self._root is not None:
             # Stages and the shutdown are shielded: this reaches the body, and a start that is under way.
@@ -196,14 +197,14 @@ class Manager:
             self._request(reason, None)
             with trio.CancelScope(shield=True):
                 await self._ended.wait()
-            if self._report is not None and self._report.stuck:
-                await self._deal_with_stuck()
+        if not all(stage.has_ended for stage in self._stages):
+            await self._deal_with_stuck()
         self._root = None
         swallowed = await self._service.__aexit__(kind, error, traceback)
         if self._failure is None:
             return swallowed
-        if error is None or swallowed:
-            raise self._failure
+        if error is None or swallowed or isinstance(error, trio.Cancelled):
+            raise self._failure from self._failure.__cause__
         error.add_note(f"trio_daq was stopping because of {type(self._failure).__name__}: {self._failure}")
         return False
 
@@ -213,22 +214,25 @@ class Manager:
         self._expect(ManagerState.RUNNING, f"starting {stage.name}")
         if stage.is_running:
             return
+        self._expect_ended((stage,), f"starting {stage.name}")
         try:
             await self._start_stage(root, stage)
         except Exception as error:
-            raise StartError(member=f"{stage.name}.{stage.starting}", cause=error) from error
+            where = f"{stage.name}.{stage.starting}" if stage.starting else stage.name
+            raise StartError(member=where, cause=error) from error
 
     async def _stop_one(self, stage: Stage, timeout: float | None) -> StageReport:
         """Stop one stage of a running manager, in a task of the manager's own."""
         root = self._opened(f"stopping {stage.name}")
         self._expect(ManagerState.RUNNING, f"stopping {stage.name}")
-        seconds = stage.stop_timeout if timeout is None else checked_timeout(timeout)
+        self._expect_outside((stage,), f"stopping {stage.name}", "Let another part of the program do it.")
+        left = math.inf if timeout is None else checked_timeout(timeout)
         reports: list[StageReport] = []
         ended = trio.Event()
 
         async def stop() -> None:
             with trio.CancelScope(shield=True):
-                reports.append(await stage.stop(max(0.0, seconds - stage.hard_timeout)))
+                reports.append(await stage.stop(*_split(left, (stage,))))
                 ended.set()
 
         root.start_soon(stop)
@@ -239,17 +243,23 @@ class Manager:
         """Stop everything for a bug, and carry on otherwise."""
         error = member.error
         assert error is not None
-        if is_bug(error):
+        if not isinstance(error, Exception):
+            self.request_shutdown(f"{member.name} ended by {type(error).__name__}", error)
+        elif is_bug(error):
             _log.error("%s.%s failed by a bug; stopping everything", stage.name, member.name, exc_info=error)
             self.request_shutdown(f"{member.name} failed by a bug: {type(error).__name__}", error)
         else:
             _log.error("%s.%s failed: %s", stage.name, member.name, error)
 
     async def _start_stage(self, root: trio.Nursery, stage: Stage) -> None:
-        with trio.fail_after(_START_TIMEOUT):
+        stage.open()
+        with trio.move_on_after(_START_TIMEOUT):
             await root.start(stage.serve)
+            return
+        raise trio.TooSlowError(f"it was not ready within {_START_TIMEOUT:g} s")
 
     async def _roll_back(self, reason: str) -> ShutdownReport | None:
+        self._start_left.set()
         self._request(reason, None)
         with trio.CancelScope(shield=True):
             await self._ended.wait()
@@ -265,42 +275,52 @@ class Manager:
     async def _shut_down_when_asked(self) -> None:
         with trio.CancelScope(shield=True):
             await self._requested.wait()
+            was_running = self._state is ManagerState.RUNNING
             self._move(ManagerState.SHUTTING_DOWN, "shutdown")
             started = trio.current_time()
             deadline = started + self._timeout
-            if self._root is not None and self._root.cancel_scope.cancel_called:
-                with trio.move_on_after(min(_BODY_TIMEOUT, self._timeout)):
+            with trio.move_on_after(min(_LEAVING_TIMEOUT, self._timeout / 4)):
+                await self._start_left.wait()
+                if was_running and self._root is not None and self._root.cancel_scope.cancel_called:
                     await self._body_left.wait()
             if self._on_stopping is not None:
-                self._on_stopping()
+                self._call(self._on_stopping)
             reports = []
-            running = [stage for stage in reversed(self._stages) if stage.is_running]
-            for at, stage in enumerate(running):
-                reserved = sum(later.hard_timeout for later in running[at:])
-                left = deadline - trio.current_time() - reserved
-                reports.append(await stage.stop(max(0.0, min(stage.stop_timeout, left))))
+            # Not only those that run: one that was stopped alone may still be at it.
+            left = [stage for stage in reversed(self._stages) if not stage.has_ended]
+            for at, stage in enumerate(left):
+                reports.append(await stage.stop(*_split(deadline - trio.current_time(), left[at:])))
             self._report = ShutdownReport(
                 reason=self._reason,
                 seconds=trio.current_time() - started,
                 timeout=self._timeout,
                 stages=tuple(reports),
             )
-            _log.info("%s", self._report)
+            _log.info("stopped in %.2f s of %g s: %s", self._report.seconds, self._timeout, self._reason)
             self._move(ManagerState.STOPPED, "shutdown")
             if self._on_report is not None:
-                self._on_report(self._report)
+                self._call(self._on_report, self._report)
             self._ended.set()
+
+    def _call(self, listener: Callable[..., object], *args: object) -> None:
+        try:
+            listener(*args)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - SystemExit is how Rich leaves a closed pipe
+            # Raised here it would end the shutdown half way; the block raises it.
+            _log.error("%r failed during the shutdown: %s: %s", listener, type(error).__name__, error)
+            self._failure = self._failure or error
 
     async def _deal_with_stuck(self) -> None:
         if self._on_stuck == "exit":
             logging.shutdown()
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError, ValueError):  # its reader is gone
+                    stream.flush()
             os._exit(EXIT_STUCK)
         members = [member for stage in self._stages for member in stage.members.values()]
         with trio.CancelScope(shield=True):
-            while waiting := [member.report() for member in members if not member.done.is_set()]:
-                for one in waiting:
+            while waiting := [member for member in members if not member.done.is_set()]:
+                for one in map(Member.report, waiting):
                     _log.error("cannot leave: %s does not end; it is at %s", one.name, one.frames)
                 with trio.move_on_after(_NAG_PERIOD):
                     for member in members:
@@ -320,8 +340,32 @@ class Manager:
         if self._state is not state:
             raise StateError(action=action, expected=state.value, actual=self._state.value)
 
+    def _expect_outside(self, stages: Iterable[Stage], action: str, hint: str) -> None:
+        caller = inside_member.get()
+        if any(caller is member for stage in stages for member in stage.members.values()):
+            assert caller is not None
+            expected, actual = "called from outside of what it stops", f"called from {caller.name!r}"
+            raise StateError(action=action, expected=expected, actual=actual, hint=hint)
+
+    def _expect_ended(self, stages: Iterable[Stage], action: str) -> None:
+        for stage in stages:
+            if not stage.has_ended:
+                left = [member.name for member in stage.members.values() if not member.done.is_set()]
+                actual = f"left with {', '.join(left) or stage.name} still running"
+                raise StateError(action=action, expected="wholly stopped", actual=actual)
+
     def _move(self, to: ManagerState, action: str) -> None:
         if to not in LEGAL_MOVES[self._state]:
             allowed = " or ".join(state.value for state in LEGAL_MOVES if to in LEGAL_MOVES[state])
             raise StateError(action=action, expected=allowed, actual=self._state.value)
         self._state = to
+
+
+def _split(left: float, stages: Sequence[Stage]) -> tuple[float, float]:
+    """Return how much of the time that is *left* for *stages* the first has for its grace, and then to be cancelled.
+
+    The hard times of all of them come first; where not even these fit, each gets its share.
+    """
+    hard = sum(stage.hard_timeout for stage in stages)
+    share = min(1.0, max(0.0, left) / hard) if hard > 0 else 1.0
+    return max(0.0, left - hard), share * stages[0].hard_timeout

@@ -7,17 +7,21 @@ Invariant: once ``done`` is set, its task has nothing left to do.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, Protocol
 
 import trio
 
+from trio_daq.errors import StoppingError
 from trio_daq.lifecycle.report import MemberReport, Outcome
 from trio_daq.sharing import acting_as
 
-inside_member: ContextVar[str | None] = ContextVar("trio_daq_inside_member", default=None)
-"""Id of the member whose task, or descendant of it, runs; None outside of members."""
+_log = logging.getLogger("trio_daq.lifecycle")
+
+inside_member: ContextVar[Member | None] = ContextVar("trio_daq_inside_member", default=None)
+"""The member whose task, or descendant of it, runs; None outside of members."""
 
 
 class Serve(Protocol):
@@ -33,7 +37,8 @@ class Member:
     Args:
         name: Its id, unique in the lab.
         serve: What it does.
-        request_stop: Asks it to end by itself, without waiting; None if it cannot be asked, and is cancelled at once.
+        request_stop: Asks it to end by itself, without waiting; None if it cannot be asked, and is cancelled at once,
+            as it is if this fails.
         stop_timeout: Seconds that it has to end by itself; None for those of its stage.
         abandoned_threads: Tells which threads it left behind.
         dropped_messages: Tells how many messages to it nobody handled.
@@ -71,20 +76,23 @@ class Member:
     async def run(self, on_failure: Callable[[Member], object], *, task_status: trio.TaskStatus[None]) -> None:
         """Serve to the end. Runs as a task of its stage.
 
-        An error before it was ready is raised to whoever starts it; later it is kept, and *on_failure* is told.
+        An error before it was ready is raised to whoever starts it, a `StoppingError` if it was stopped; later it is
+        kept, and *on_failure* is told.
         """
         self._task = trio.lowlevel.current_task()
-        inside_member.set(self.name)
+        inside_member.set(self)
         try:
             with self._scope, acting_as(self.name):
                 await self._serve(task_status=_Started(self, task_status))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self.error = error
             if not self._started:
                 raise
         finally:
             self._ended_at = trio.current_time()
             self.done.set()
+        if self._cancelled and not self._started:
+            raise StoppingError(subsystem=self.name, action="its start")
         if self.error is not None:
             on_failure(self)
 
@@ -92,10 +100,8 @@ class Member:
         """Ask it to stop, cancel it after *grace* seconds or at *hurry*, and give it up after *hard* more."""
         if not self.done.is_set():
             self._stop_asked_at = trio.current_time()
-            if self.request_stop is not None:
-                self.request_stop()
-                own = grace if self.stop_timeout is None else min(grace, self.stop_timeout)
-                with trio.move_on_after(own):
+            if self._ask_to_stop():
+                with trio.move_on_after(grace):
                     await _first(self.done, hurry)
             if not self.done.is_set():
                 self._cancelled = True
@@ -119,6 +125,16 @@ class Member:
             dropped_messages=self._dropped_messages(),
         )
 
+    def _ask_to_stop(self) -> bool:
+        if self.request_stop is None:
+            return False
+        try:
+            self.request_stop()
+        except Exception:  # noqa: BLE001 - it must be stopped all the same
+            _log.exception("%s cannot be asked to stop, so it is cancelled", self.name)
+            return False
+        return True
+
     def _outcome(self) -> Outcome:
         if not self.done.is_set():
             return "stuck" if self._cancelled else "running"
@@ -134,6 +150,7 @@ class Member:
         frames = [
             f"{frame.f_code.co_name} ({frame.f_code.co_filename}:{line})"
             for frame, line in self._task.iter_await_frames()
+            if frame.f_globals.get("__name__", "").partition(".")[0] != "trio"  # they would hide whose they are
         ]
         return tuple(reversed(frames[-5:]))
 

@@ -97,9 +97,14 @@ def stop_on_signals(manager: Manager) -> Iterator[list[int]]:
         else:
             os._exit(128 + number)
 
-    before = {number: signal.signal(number, handle) for number in _ORDERLY}
+    before = {number: signal.signal(number, handle) for number in _ORDERLY if not _is_nohup(number)}
     try:
         yield caught
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _is_nohup(number: signal.Signals) -> bool:
+    """Return whether the program was started by ``nohup``, which means it to outlive its terminal."""
+    return number.name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN

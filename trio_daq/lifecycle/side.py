@@ -42,7 +42,7 @@ class Side:
         on_failure: Callable[[Stage, Member], object],
     ) -> None:
         self.config = config
-        self.stage = Stage(name, self._populate, self._failed, stop_timeout=config.stop_timeout)
+        self.stage = Stage(name, self._populate, self._failed, self._stopped, stop_timeout=config.stop_timeout)
         self._distributor = distributor
         self._lines = lines
         self._folder = folder
@@ -58,12 +58,10 @@ class Side:
         """Wait until it is *status*."""
         await self._status.wait_value(status)
 
-    def note_stopped(self) -> None:
-        """Take note that its stage was stopped."""
-        self._status.value = Status.INACTIVE
-
     def problems(self) -> list[str]:
-        """Say what is wrong with its members."""
+        """Say what is wrong with its members. Nothing is while it is stopped."""
+        if self.status is Status.INACTIVE:
+            return []
         name = self.stage.name
         return [
             f"{name}.{member.name} failed: {type(member.error).__name__}: {member.error}"
@@ -72,9 +70,11 @@ class Side:
         ]
 
     async def _populate(self, stage: Stage) -> None:
-        for member in self.config.instruments if self.config.enabled else ():
+        if not self.config.enabled:
+            return
+        for member in self.config.instruments:
             await stage.add(self._member(member, resolve_driver(member, self._folder)))
-        if self.config.enabled:
+        if self.status is not Status.ERROR:
             self._status.value = Status.ACTIVE
 
     def _member(self, config: MemberConfig, driver: ResolvedDriver) -> Member:
@@ -98,8 +98,12 @@ class Side:
         return found
 
     def _failed(self, stage: Stage, member: Member) -> None:
-        self._status.value = Status.ERROR
+        if stage.is_running:
+            self._status.value = Status.ERROR
         self._report_failure(stage, member)
+
+    def _stopped(self) -> None:
+        self._status.value = Status.INACTIVE
 
 
 class V2Side(Side):

@@ -23,6 +23,36 @@ EXAMPLES = {
         OSError,
         ["/dev/ttyUSB7", "'alice'", "'bob'", "12.5 s", "4 waiting", "Nothing was sent"],
     ),
+    "DeadlockError": (
+        {
+            "resource": "/dev/ttyUSB7",
+            "wanted_by": "alice",
+            "circle": [("/dev/ttyUSB7", "bob"), ("/dev/ttyUSB8", "alice")],
+        },
+        RuntimeError,
+        ["/dev/ttyUSB7", "/dev/ttyUSB8", "'alice'", "'bob'", "Nothing was sent", "acquire_all"],
+    ),
+    "LockOrderError": (
+        {
+            "resource": "/dev/ttyUSB7",
+            "wanted_by": "alice",
+            "kind": "SERIAL",
+            "held": "GPIB0::5::INSTR",
+            "held_kind": "VISA",
+        },
+        RuntimeError,
+        ["/dev/ttyUSB7", "'alice'", "GPIB0::5::INSTR", "nothing was sent", "serial lines first"],
+    ),
+    "LeaseRevokedError": (
+        {
+            "resource": "/dev/ttyUSB7",
+            "owner": "alice",
+            "action": "query(b'x')",
+            "reason": "it was held for more than 5 s",
+        },
+        ConnectionError,
+        ["/dev/ttyUSB7", "'alice'", "query(b'x')", "more than 5 s", "sent: unknown", "Acquire it again"],
+    ),
     "ExchangeTimeoutError": (
         {
             "resource": "/dev/ttyUSB7",
@@ -224,12 +254,12 @@ def test_an_ask_timeout_has_a_text_for_every_phase(phase):
     assert len(texts) == 3
 
 
-BUGS = ["GuardReleasedError", "StateError", "UnknownNameError"]
+BUGS = ["GuardReleasedError", "LockOrderError", "StateError", "UnknownNameError"]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_only_misuse_of_our_api_is_a_bug_among_our_errors(name):
-    """Of our own errors exactly three are mistakes in a program."""
+    """Of our own errors exactly four are mistakes in a program."""
     assert is_bug(an_error(name)) == (name in BUGS)
 
 

@@ -379,10 +379,18 @@ async def test_default_timeout_is_that_of_the_settings(make_port: MakePort) -> N
 async def test_timeout_of_the_wait_names_the_holder(device: Device, make_port: MakePort) -> None:
     """AcquireTimeoutError says who has the port, for how long, and the place in the queue."""
     port = make_port()
-    async with port.acquire("alice"):
+
+    async def alice(task_status: trio.TaskStatus[None]) -> None:
+        async with port.acquire("alice"):
+            task_status.started()
+            await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(alice)
         with pytest.raises(AcquireTimeoutError) as caught:
             async with port.acquire("bob", timeout=0.05):
                 pytest.fail("entered")
+        nursery.cancel_scope.cancel()
     error = caught.value
     assert (error.resource, error.wanted_by, error.held_by) == (device.path, "bob", "alice")
     assert (error.phase, error.position, error.sent) == ("queue", 1, "no")

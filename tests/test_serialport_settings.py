@@ -26,6 +26,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "write_terminator": b"\n",
         "read_terminator": b"\n",
         "quiet_time": None,
+        "sync_query": None,
         "on_acquire": "discard",
         "exclusive": True,
     }

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import math
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
@@ -280,10 +281,23 @@ async def test_a_timeout_of_zero_gets_a_free_lease():
     assert_nothing_left(lease)
 
 
+@asynccontextmanager
+async def held_by_another_task(lease, owner):
+    async def hold(task_status):
+        async with lease.hold(owner):
+            task_status.started()
+            await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(hold)
+        yield
+        nursery.cancel_scope.cancel()
+
+
 async def test_without_a_timeout_the_lease_has_its_own(autojump_clock):
     """Where no timeout is named, the wait ends after the seconds given to the lease."""
     lease = Lease("thing", timeout=7)
-    async with lease.hold("holder"):
+    async with held_by_another_task(lease, "holder"):
         with pytest.raises(AcquireTimeoutError) as caught:
             async with lease.hold("other"):
                 pass
@@ -501,7 +515,7 @@ async def test_statistics_count_grants_hand_overs_and_the_longest_wait(autojump_
 async def test_two_claims_of_one_name_are_two_claims(autojump_clock):
     """Equal owner names do not share a lease: the second waits for the first."""
     lease = Lease("thing")
-    async with lease.hold("twin"):
+    async with held_by_another_task(lease, "twin"):
         with pytest.raises(AcquireTimeoutError) as caught:
             async with lease.hold("twin", timeout=1):
                 pass

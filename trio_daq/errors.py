@@ -7,7 +7,7 @@ attributes: nobody needs to match on the text.
 Tree::
 
     DaqError
-    ├── waiting    AcquireTimeoutError, PortBusyError
+    ├── waiting    AcquireTimeoutError, PortBusyError, DeadlockError, LockOrderError, LeaseRevokedError
     ├── exchanges  ExchangeTimeoutError, CommandTimeoutError, ReplyError
     ├── lines      LineOpenError, LineLostError, LineUnusableError, SessionClosedError, HungCallError
     ├── actors     AskTimeoutError, MailboxFullError, ActorStoppedError
@@ -42,7 +42,7 @@ def is_bug(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return any(is_bug(leaf) for leaf in error.exceptions)
     if isinstance(error, DaqError):
-        return isinstance(error, (GuardReleasedError, StateError, UnknownNameError))
+        return isinstance(error, (GuardReleasedError, LockOrderError, StateError, UnknownNameError))
     return isinstance(error, (TypeError, AttributeError, NameError, AssertionError, NotImplementedError, ImportError))
 
 
@@ -129,6 +129,64 @@ class PortBusyError(DaqError, OSError):
         return (
             f"{self.resource}: busy, so {self.wanted_by!r} did not get it: {_holder(self.held_by, self.held_for)}, "
             f"{self.waiting} waiting. Nothing was sent; pass a timeout to wait in line."
+        )
+
+
+@_error
+class DeadlockError(DaqError, RuntimeError):
+    """Waiting for this would close a circle in which everybody waits for somebody else. Nothing was sent.
+
+    Attributes:
+        resource: What was wanted.
+        wanted_by: Who asked.
+        circle: Each resource on the way round and who holds it; the last holder waits for *wanted_by*, or is them.
+    """
+
+    resource: str
+    wanted_by: str
+    circle: Sequence[tuple[str, str]]
+    sent: Sent = "no"
+
+    def __str__(self) -> str:
+        way = "; ".join(f"{resource} is held by {owner!r}" for resource, owner in self.circle)
+        return (
+            f"{self.resource}: {self.wanted_by!r} would wait for ever: {way}, and so back to {self.wanted_by!r}. "
+            "Nothing was sent; release what you have first, or take all lines at once with acquire_all()."
+        )
+
+
+@_error
+class LockOrderError(DaqError, RuntimeError):
+    """A line was asked for by somebody who has one of a higher kind: serial lines come before devices before VISA."""
+
+    resource: str
+    wanted_by: str
+    kind: str
+    held: str
+    held_kind: str
+    sent: Sent = "no"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.resource} ({self.kind}): {self.wanted_by!r} asked for it while holding {self.held} "
+            f"({self.held_kind}). Take serial lines first, then other devices, then VISA; nothing was sent."
+        )
+
+
+@_error
+class LeaseRevokedError(DaqError, ConnectionError):
+    """The line was taken back from its holder, who may not touch it any more."""
+
+    resource: str
+    owner: str
+    action: str
+    reason: str
+    sent: Sent = "unknown"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.resource}: was taken back from {self.owner!r} during {self.action}: {self.reason} "
+            f"(command sent: {self.sent}). Acquire it again."
         )
 
 
@@ -385,7 +443,7 @@ class RecordingError(DaqError, OSError):
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.path}: recording stopped: {self.reason}. What was acknowledged before is in the file."
+        return f"{self.path}: cannot record: {self.reason}. What was acknowledged before is in the file."
 
 
 @_error
@@ -447,7 +505,7 @@ class StartError(DaqError, RuntimeError):
     report: Any = None
 
     def __str__(self) -> str:
-        return f"{self.member} did not start: {self.cause or type(self.cause).__name__}"
+        return f"{self.member} did not start: {str(self.cause) or type(self.cause).__name__}"
 
 
 @_error

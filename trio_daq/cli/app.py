@@ -87,11 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _USAGE  # it has been explained already
     except KeyboardInterrupt:
         return _INTERRUPTED
-    except (DaqError, BaseExceptionGroup) as error:
+    except (DaqError, OSError, BaseExceptionGroup) as error:
         leaves = _leaves(error)
         if any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
             return _INTERRUPTED
-        if not all(isinstance(leaf, DaqError) for leaf in leaves):
+        if not all(isinstance(leaf, (DaqError, OSError)) for leaf in leaves):
             raise  # a bug: its traceback is what helps
         for leaf in leaves:
             for line in str(leaf).splitlines():

@@ -1,7 +1,7 @@
 """Make settings of plain TOML values, without guessing: a number in quotes is text, and ``true`` is no number.
 
-All that is wrong with a table is found in one go. Only attrs classes whose fields are no settings classes themselves
-are made here; who holds several tables (`loading`) puts them together.
+All that is wrong with a table is found in one go, also with the tables inside it. What holds tables with names of the
+user's own is put together elsewhere (`loading`).
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def _problems(
     problems: list[Problem] = []
     of_fields, of_table = error.group_exceptions()
     for reason, note in of_fields:
-        if isinstance(reason, KeyError):
+        if isinstance(reason, cattrs.ClassValidationError):
+            problems += _problems(reason, reason.cl, (*path, note.name), ())
+        elif isinstance(reason, KeyError):
             problems.append((path, f"the key {note.name!r} is missing"))
         else:
             problems.append(((*path, note.name), _sentence(reason, note.name)))
@@ -143,6 +145,12 @@ def _names(value: Any, _: Any) -> str | tuple[str, ...]:
     return value
 
 
+def _row_of_text(value: Any, _: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        _refuse("a list of text", value)
+    return tuple(_text(item, _) for item in value)
+
+
 def _refuse(expected: str, value: Any, hint: str = "") -> NoReturn:
     raise TypeError(f"expected {expected}, got {shown(value)}{hint}")
 
@@ -184,6 +192,7 @@ def _strict_converter() -> cattrs.Converter:
     converter.register_structure_hook_func(lambda wanted: _origin(wanted) is Literal, _choice)
     converter.register_structure_hook_func(lambda wanted: _origin(wanted) is dict, _table)
     converter.register_structure_hook_func(_is_names, _names)
+    converter.register_structure_hook_func(lambda wanted: wanted == tuple[bytes, bytes] | None, _row_of_text)
     converter.register_structure_hook_factory(attrs.has, _hook_for_class)
     return converter
 

@@ -15,7 +15,7 @@ import trio
 
 from trio_daq.errors import LineOpenError, LineUnusableError
 from trio_daq.serialport.open_errors import explain_open_failure
-from trio_daq.serialport.recovery import NeverQuietError, Recovery
+from trio_daq.serialport.recovery import NeverCleanError, Recovery
 from trio_daq.serialport.settings import SerialPortConfig
 from trio_daq.serialport.state import LineEvent, LineState, after
 from trio_daq.wire import ReceiveBuffer
@@ -51,7 +51,7 @@ class SerialLine:
         self.opens = 0
         self.recoveries = 0
         self._stream: PosixByteStream | None = None
-        self._recovery = Recovery(config.path, config.quiet)
+        self._recovery = Recovery(config)
         self._retry_at = 0.0
         self._retry_after = _FIRST_RETRY
 
@@ -163,7 +163,7 @@ class SerialLine:
     async def _recover(self) -> None:
         try:
             await self._recovery.run(self.stream)
-        except NeverQuietError as error:
+        except NeverCleanError as error:
             self.note(LineEvent.GAVE_UP)
             self._retry_at = trio.current_time() + self._retry_after
             retry_in, self._retry_after = self._retry_after, min(2 * self._retry_after, _LAST_RETRY)

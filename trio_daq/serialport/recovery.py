@@ -2,17 +2,24 @@
 
 The steps and their progress belong to the line, not to a caller: whoever is next in line runs them on their own
 deadline, and who comes after goes on where they stopped. First the rest of a half-written command is sent, since half
-a command would swallow the next one; then the line is read away until it has been quiet for long enough.
+a command would swallow the next one. Then, if the instrument has a sync query, it is asked, and all is read away up to
+its answer; a question that was asked is awaited further, not asked again by the next caller. Without one, the line is
+read away until it has been quiet for long enough.
 
-What it promises: a reply that is late by less than the quiet time reaches nobody. A later one would.
+What it promises: an instrument answers in order, so after a sync query with a number of its own no late reply reaches
+anybody, however late it is. Without a sync query that holds for replies late by less than the quiet time.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING
 
 import trio
+
+from trio_daq.serialport.settings import SerialPortConfig
+from trio_daq.wire import ReceiveBuffer, SyncQuestion, SyncSequence
 
 if TYPE_CHECKING:
     from trio_daq.serialport.posix_stream import PosixByteStream
@@ -20,11 +27,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger("trio_daq.serialport")
 
 _PATIENCE = 10
-"""Quiet times of listening after which a line that still talks is given up: it is no late reply any more."""
+"""Quiet times after which a line that still talks, or does not answer, is given up."""
 
 
-class NeverQuietError(Exception):
-    """The line goes on talking, or takes no bytes."""
+class NeverCleanError(Exception):
+    """The line goes on talking, takes no bytes, or does not answer its sync query."""
 
 
 class Recovery:
@@ -34,13 +41,18 @@ class Recovery:
         dropped: Bytes of late replies thrown away so far, over the life of the line.
     """
 
-    def __init__(self, path: str, quiet: float) -> None:
+    def __init__(self, config: SerialPortConfig) -> None:
         self.dropped = 0
-        self._path = path
-        self._quiet = quiet
+        self._config = config
+        self._quiet = config.quiet
+        self._questions = SyncSequence(config.sync_query) if config.sync_query is not None else None
+        self._question: SyncQuestion | None = None
+        self._asked_at = 0.0
+        self._answered = 0
+        self._read = ReceiveBuffer()
         self._unsent = b""
         self._last_byte_at = -float("inf")
-        self._listened = 0.0
+        self._spent = 0.0
 
     def begin(self, unsent: bytes = b"") -> None:
         """Start anew: an exchange has just been left, with *unsent* the part of its command that was not written.
@@ -48,33 +60,45 @@ class Recovery:
         What an earlier exchange left unsent is still to be sent, before that.
         """
         self._unsent += unsent
+        self._question = None
+        self._answered = 0
+        self._read.clear()
         self._last_byte_at = trio.current_time()
-        self._listened = 0.0
+        self._spent = 0.0
 
     def forget_unsent(self) -> None:
         """Send no rest of a command any more: the connection that had its first half is gone."""
         self._unsent = b""
+        self._read.clear()
 
     async def run(self, stream: PosixByteStream) -> None:
         """Do the steps that are left. Cancellation keeps what was done.
 
         Raises:
-            NeverQuietError: If there is no getting it clean.
+            NeverCleanError: If there is no getting it clean.
             trio.BrokenResourceError: If the device hung up.
         """
         started = trio.current_time()
         # A cancellation can come late, so that more than the budget is spent.
-        budget = max(0.0, _PATIENCE * self._quiet - self._listened)
+        budget = max(0.0, _PATIENCE * self._quiet - self._spent)
         try:
             with trio.move_on_after(budget):
                 await self._finish_write(stream)
-                await self._drain(stream)
+                if self._questions is None:
+                    await self._drain(stream)
+                else:
+                    await self._synchronise(stream, self._questions)
                 return
         finally:
-            self._listened += trio.current_time() - started
-        raise NeverQuietError(
-            "it takes no bytes" if self._unsent else f"it has not been quiet for {self._quiet:g} s at a time"
-        )
+            self._spent += trio.current_time() - started
+        raise NeverCleanError(self._trouble())
+
+    def _trouble(self) -> str:
+        if self._unsent:
+            return "it takes no bytes"
+        if self._questions is not None:
+            return f"it has not answered its sync query for {_PATIENCE * self._quiet:g} s"
+        return f"it has not been quiet for {self._quiet:g} s at a time"
 
     async def _finish_write(self, stream: PosixByteStream) -> None:
         while self._unsent:
@@ -86,12 +110,42 @@ class Recovery:
 
     async def _drain(self, stream: PosixByteStream) -> None:
         while True:
-            if late := stream.read_nowait():
-                self.dropped += len(late)
-                self._last_byte_at = trio.current_time()
-                _log.info("%s: dropped %d late bytes: %r", self._path, len(late), late[:80])
+            self._drop(stream.read_nowait())
             left = self._last_byte_at + self._quiet - trio.current_time()
             if left <= 0:
                 return
             with trio.move_on_after(left):
                 await stream.wait_readable()
+
+    async def _synchronise(self, stream: PosixByteStream, questions: SyncSequence) -> None:
+        while self._answered < questions.needed:
+            if self._question is None:
+                self._question = questions.ask()
+                self._asked_at = trio.current_time()
+                self._unsent = self._question.query + self._config.write_terminator
+            await self._finish_write(stream)
+            patience = self._quiet if questions.may_repeat else math.inf
+            if await self._is_answered(stream, self._question, self._asked_at + patience):
+                self._answered += 1
+            self._question = None  # if it, or its answer, was lost, it is asked again, with another number
+
+    async def _is_answered(self, stream: PosixByteStream, question: SyncQuestion, deadline: float) -> bool:
+        """Read lines up to the answer to *question*, and return whether it came before *deadline*."""
+        terminator = self._config.read_terminator
+        while True:
+            self._read.feed(stream.read_nowait())
+            while (line := self._read.take_until(terminator)) is not None:
+                if question.is_answered_by(line[: -len(terminator)]):
+                    return True
+                self.dropped += len(line)
+                _log.info("%s: dropped a late reply: %r", self._config.path, line[:80])
+            if trio.current_time() >= deadline:
+                return False
+            with trio.move_on_at(deadline):
+                await stream.wait_readable()
+
+    def _drop(self, late: bytes) -> None:
+        if late:
+            self.dropped += len(late)
+            self._last_byte_at = trio.current_time()
+            _log.info("%s: dropped %d late bytes: %r", self._config.path, len(late), late[:80])

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import attrs
 
 from trio_daq.sharing import positive_int, positive_seconds
-from trio_daq.wire import parse_terminator
+from trio_daq.wire import SyncQuery, parse_terminator
 
 
 class SerialParity(enum.Enum):
@@ -63,7 +63,10 @@ class SerialPortConfig:
         write_terminator: What `query` adds to a command; text may use ``\r``, ``\n``, ``\xHH`` or ``hex:0D``.
         read_terminator: What ends a reply; `query` strips it.
         quiet_time: Seconds of silence after which a line that owed a reply is taken as clean, None for *timeout*.
-            A reply that is later than this can reach the wrong caller: choose it above the longest delay.
+            Without a sync query, a reply that is later than this can reach the wrong caller: choose it above the
+            longest delay. With one, it is how long its answer is awaited before it is asked again.
+        sync_query: A harmless question with a known answer, by which late replies are told apart from the next one
+            however late they are; None if the instrument has none.
         on_acquire: ``"discard"`` throws away input that came while nobody had the line, ``"keep"`` leaves it.
         exclusive: Refuse the port when another program has it, and keep others out.
     """
@@ -83,6 +86,9 @@ class SerialPortConfig:
     write_terminator: bytes = attrs.field(default=b"\n", converter=_bytes, validator=_terminator)
     read_terminator: bytes = attrs.field(default=b"\n", converter=_bytes, validator=_terminator)
     quiet_time: float | None = attrs.field(default=None, validator=positive_seconds)
+    sync_query: SyncQuery | None = attrs.field(
+        default=None, validator=attrs.validators.optional(attrs.validators.instance_of(SyncQuery))
+    )
     on_acquire: Literal["discard", "keep"] = attrs.field(
         default="discard", validator=attrs.validators.in_(("discard", "keep"))
     )

@@ -2,18 +2,21 @@
 
 from trio_daq.sharing.deadlines import checked_timeout, positive_int, positive_seconds
 from trio_daq.sharing.lease import Claim, Lease, LeaseStatistics
-from trio_daq.sharing.owner import acting_as, owner_name
+from trio_daq.sharing.owner import acting_as, on_behalf_of, owner_name
 from trio_daq.sharing.service_nursery import ServiceNursery
+from trio_daq.sharing.wait_graph import Kind
 from trio_daq.sharing.worker_thread import WorkerThread
 
 __all__ = [
     "Claim",
+    "Kind",
     "Lease",
     "LeaseStatistics",
     "ServiceNursery",
     "WorkerThread",
     "acting_as",
     "checked_timeout",
+    "on_behalf_of",
     "owner_name",
     "positive_int",
     "positive_seconds",

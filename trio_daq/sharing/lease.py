@@ -1,26 +1,39 @@
 """Exclusive use of one thing, by one owner at a time, in the order in which they asked.
 
 A lease knows nothing of ports or instruments. It is handed out only as an ``async with`` block, so no task can end
-while it holds one.
+while it holds one. It can be taken back from a holder, whose claim is dead from that moment.
 
-Invariants: ``_held`` is the claim that has the limiter's only token, or None; ``_waiting`` holds the claims in line,
-first come first; a claim is in one of them at most, and one that is in neither will get nothing.
+Invariants: ``_held`` is the claim on whose behalf the limiter's only token is borrowed, or None; ``_waiting`` holds
+the claims in line, first come first, and is empty while nobody has the token; a claim that is in neither has nothing
+and will get nothing.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
 import attrs
+import outcome
 import trio
 
-from trio_daq.errors import AcquireTimeoutError, PortBusyError
+from trio_daq.errors import AcquireTimeoutError, LeaseRevokedError, PortBusyError
+from trio_daq.sharing.alarms import Alarm
 from trio_daq.sharing.deadlines import checked_timeout
-from trio_daq.sharing.owner import owner_name
+from trio_daq.sharing.histogram import Histogram
+from trio_daq.sharing.owner import current_agent, owner_name
+from trio_daq.sharing.wait_graph import (
+    Agent,
+    Kind,
+    forget_granted,
+    forget_waiting,
+    note_granted,
+    note_order,
+    note_waiting,
+)
 
 _log = logging.getLogger("trio_daq.sharing")
 
@@ -43,6 +56,9 @@ class LeaseStatistics:
         hand_overs: Grants to another owner than the one before.
         longest_wait: Seconds that the longest successful wait took.
         timeouts: Waits that reached their deadline without a grant.
+        revocations: How often it was taken back.
+        wait_times: How many successful waits were below each bound, in seconds, and not below the one before it.
+        hold_times: The same of the times for which it was held.
     """
 
     holder: str | None
@@ -52,6 +68,9 @@ class LeaseStatistics:
     hand_overs: int
     longest_wait: float
     timeouts: int
+    revocations: int
+    wait_times: Mapping[float, int]
+    hold_times: Mapping[float, int]
 
 
 class Lease:
@@ -60,6 +79,8 @@ class Lease:
     Args:
         resource: What it stands for; it opens every message about it.
         timeout: Seconds to wait where `hold` names none.
+        kind: Its place in the order in which one owner may take several.
+        max_hold: Seconds after which it is taken back from whoever has it, and their block cancelled; None for never.
 
     Example:
         >>> async def main():
@@ -72,9 +93,13 @@ class Lease:
         None
     """
 
-    def __init__(self, resource: str, timeout: float = 2.0) -> None:
+    def __init__(
+        self, resource: str, timeout: float = 2.0, *, kind: Kind = Kind.SERIAL, max_hold: float | None = None
+    ) -> None:
         self.resource = resource
+        self.kind = kind
         self._timeout = checked_timeout(timeout)
+        self._max_hold = None if max_hold is None else checked_timeout(max_hold, "max_hold", zero=False)
         # Borrowed on behalf of a claim, never of an owner's name: the limiter refuses an equal borrower.
         self._limiter = trio.CapacityLimiter(1)
         self._held: Claim | None = None
@@ -84,12 +109,16 @@ class Lease:
         self._hand_overs = 0
         self._longest_wait = 0.0
         self._timeouts = 0
+        self._revocations = 0
+        self._wait_times = Histogram()
+        self._hold_times = Histogram()
         self._fast_grants = 0
         self._warned: set[str] = set()
+        self._task_of_owner: dict[str, trio.lowlevel.Task] = {}
 
     @property
     def holder(self) -> str | None:
-        """Who has it now, or None."""
+        """Who has it now, or None. Right at any moment."""
         return self._held.owner if self._held is not None else None
 
     @property
@@ -110,6 +139,9 @@ class Lease:
             TypeError, ValueError: At once, if *owner* is empty or *timeout* no finite number of seconds.
             PortBusyError: On entering, if *timeout* is 0 and somebody has it.
             AcquireTimeoutError: On entering, if it was not granted in time.
+            DeadlockError: On entering, if waiting for it would close a circle.
+            LockOrderError: On entering, if the task has something of a higher kind.
+            LeaseRevokedError: On leaving, if it was taken back because of ``max_hold``.
         """
         name = owner_name(owner)
         seconds = self._timeout if timeout is None else checked_timeout(timeout)
@@ -117,6 +149,22 @@ class Lease:
             self._warned.add(name)
             _log.warning("%s: %s is ready to wait %g s for it; is that meant?", self.resource, name, seconds)
         return Claim(self, name, seconds)
+
+    def revoke(self, reason: str) -> str | None:
+        """Take the lease back from its holder and give it to the next in line; return who had it.
+
+        What the holder does with its claim from now on raises `LeaseRevokedError`.
+        """
+        claim = self._held
+        if claim is None:
+            return None
+        claim.revoked = reason
+        self._revocations += 1
+        _log.warning("%s: taken back from %s after %.3f s: %s", self.resource, claim.owner, self.held_for, reason)
+        if claim.on_revoked is not None:
+            claim.on_revoked()
+        self._release(claim)
+        return claim.owner
 
     def statistics(self) -> LeaseStatistics:
         """Return a snapshot for displays, health checks and tests."""
@@ -128,27 +176,51 @@ class Lease:
             hand_overs=self._hand_overs,
             longest_wait=self._longest_wait,
             timeouts=self._timeouts,
+            revocations=self._revocations,
+            wait_times=self._wait_times.counts(),
+            hold_times=self._hold_times.counts(),
         )
 
-    def _granted(self, claim: Claim) -> None:
-        now = trio.current_time()
-        self._waiting.pop(claim, None)
-        self._held, claim.granted_at = claim, now
-        self._grants[claim.owner] += 1
-        self._hand_overs += self._last_owner not in (None, claim.owner)
-        self._last_owner = claim.owner
-        self._longest_wait = max(self._longest_wait, now - claim.asked_at)
-        _log.debug("%s: granted to %s after %.6f s", self.resource, claim.owner, now - claim.asked_at)
+    def _grant(self, claim: Claim, now: float) -> None:
+        self._limiter.acquire_on_behalf_of_nowait(claim)
+        self._held = claim
+        claim.granted_at = now
+        owner, waited = claim.owner, now - claim.asked_at
+        self._grants[owner] += 1
+        if owner != self._last_owner:
+            self._hand_overs += self._last_owner is not None
+            self._last_owner = owner
+        if waited > self._longest_wait:
+            self._longest_wait = waited
+        self._wait_times.add(waited)
+        if self.kind is not Kind.SERIAL:
+            note_granted(claim)
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("%s: granted to %s after %.6f s", self.resource, owner, waited)
 
-    def _released(self, claim: Claim) -> None:
-        _log.debug("%s: released by %s after %.6f s", self.resource, claim.owner, self.held_for)
+    def _release(self, claim: Claim) -> None:
+        now = trio.current_time()
+        self._hold_times.add(now - claim.granted_at)
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("%s: released by %s after %.6f s", self.resource, claim.owner, now - claim.granted_at)
         self._held = None
         self._limiter.release_on_behalf_of(claim)
+        if self.kind is not Kind.SERIAL:
+            forget_granted(claim)
         if self._waiting:
-            # The limiter has handed the token on already; the new holder's task just has not run yet.
-            for successor in self._limiter.statistics().borrowers:
-                if isinstance(successor, Claim):
-                    self._granted(successor)
+            # Handed over at once, before the successor runs: nobody who asks in between can overtake.
+            successor = next(iter(self._waiting))
+            del self._waiting[successor]
+            self._grant(successor, now)
+            trio.lowlevel.reschedule(successor.task)
+
+    def _note_name(self, claim: Claim) -> None:
+        """Say it once when two living tasks own this under one name: their errors could not be told apart."""
+        before = self._task_of_owner.get(claim.owner)
+        self._task_of_owner[claim.owner] = claim.task
+        if before is not None and before.coro.cr_frame is not None and claim.owner not in self._warned:
+            self._warned.add(claim.owner)
+            _log.warning("%s: two tasks own it as %r; give each a name of its own", self.resource, claim.owner)
 
 
 class Claim:
@@ -159,15 +231,51 @@ class Claim:
         timeout: Seconds they are ready to wait.
         asked_at: Trio time at which they asked.
         granted_at: Trio time at which they got it.
+        task: The task that asked.
+        agent: That task, or the thread for which it asked.
+        depth: How many nurseries the task had open when it asked.
+        revoked: Why it was taken back, if it was.
+        on_revoked: Called when it is taken back, before anybody else gets the lease.
     """
 
-    __slots__ = ("_lease", "asked_at", "granted_at", "owner", "timeout")
+    __slots__ = (
+        "_alarm",
+        "_lease",
+        "_scope",
+        "agent",
+        "asked_at",
+        "depth",
+        "granted_at",
+        "on_revoked",
+        "owner",
+        "revoked",
+        "task",
+        "timeout",
+    )
+
+    task: trio.lowlevel.Task
+    agent: Agent
+    depth: int
 
     def __init__(self, lease: Lease, owner: str, timeout: float) -> None:
         self._lease = lease
         self.owner = owner
         self.timeout = timeout
         self.asked_at = self.granted_at = 0.0
+        self.revoked: str | None = None
+        self.on_revoked: Callable[[], object] | None = None
+        self._alarm: Alarm | None = None
+        self._scope: trio.CancelScope | None = None
+
+    @property
+    def resource(self) -> str:
+        """What is wanted."""
+        return self._lease.resource
+
+    @property
+    def kind(self) -> Kind:
+        """Of which kind it is."""
+        return self._lease.kind
 
     @property
     def alive(self) -> bool:
@@ -179,31 +287,63 @@ class Claim:
         """Trio time at which the wait ends."""
         return self.asked_at + self.timeout
 
+    def lease_holder(self) -> Claim | None:
+        """Return the claim that holds what this one wants."""
+        return self._lease._held
+
     def release(self) -> None:
         """Give the lease to the next in line. Calling it again does nothing."""
-        if self.alive:
-            self._lease._released(self)
+        if self._lease._held is self:
+            if self._alarm is not None:
+                self._alarm.clear()
+            self._lease._release(self)
 
     async def __aenter__(self) -> Self:
         # Without this look a task that is already cancelled would get the line and send.
         await trio.lowlevel.checkpoint_if_cancelled()
         lease = self._lease
+        self.task = task = trio.lowlevel.current_task()
+        self.agent = current_agent() or task
+        self.depth = len(task.child_nurseries)
         self.asked_at = trio.current_time()
-        try:
-            lease._limiter.acquire_on_behalf_of_nowait(self)
-        except trio.WouldBlock:
-            await self._wait_in_line()
-        else:
-            lease._granted(self)
+        note_order(self)
+        if lease._task_of_owner.get(self.owner) is not task:
+            lease._note_name(self)
+        if lease._held is None:
+            lease._grant(self, self.asked_at)
             lease._fast_grants += 1
             if lease._fast_grants % _FAST_GRANTS_PER_YIELD == 0:
                 await trio.lowlevel.cancel_shielded_checkpoint()
+        else:
+            await self._wait_in_line()
+        if lease._max_hold is not None:
+            self._scope = trio.CancelScope()
+            self._scope.__enter__()
+            self._alarm = Alarm(self._held_too_long)
+            self._alarm.set(trio.current_time() + lease._max_hold)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    ) -> bool:
         self.release()
+        if self._scope is None:
+            return False
+        swallowed = self._scope.__exit__(kind, error, traceback)
+        if self.revoked is not None and (swallowed or error is None):
+            raise self.revocation("holding it")
+        return swallowed
+
+    def revocation(self, action: str) -> LeaseRevokedError:
+        """Return the error of a holder that goes on after the lease was taken back."""
+        return LeaseRevokedError(
+            resource=self.resource, owner=self.owner, action=action, reason=self.revoked or "it was taken back"
+        )
+
+    def _held_too_long(self) -> None:
+        if self._lease._held is self and self._scope is not None:
+            self._lease.revoke(f"it was held for more than {self._lease._max_hold:g} s")
+            self._scope.cancel(reason="trio_daq: max_hold")
 
     async def _wait_in_line(self) -> None:
         lease = self._lease
@@ -215,25 +355,51 @@ class Claim:
                 held_for=lease.held_for,
                 waiting=len(lease._waiting),
             )
+        note_waiting(self)
         _log.debug("%s: %s waits behind %s", lease.resource, self.owner, lease.holder)
         lease._waiting[self] = None
-        position = 0
+        self._alarm = Alarm(self._half_time)
+        self._alarm.set(self.asked_at + self.timeout / 2)
+
+        def leave(_: object) -> trio.lowlevel.Abort:
+            del lease._waiting[self]
+            return trio.lowlevel.Abort.SUCCEEDED
+
         try:
-            with trio.move_on_after(self.timeout):
-                await lease._limiter.acquire_on_behalf_of(self)
+            await trio.lowlevel.wait_task_rescheduled(leave)
         finally:
-            if self in lease._waiting:
-                position = list(lease._waiting).index(self) + 1
-                del lease._waiting[self]
-        # Not `cancelled_caught`: a grant and the deadline can fall into the same turn, and then the grant counts.
-        if not self.alive:
-            lease._timeouts += 1
-            raise AcquireTimeoutError(
-                resource=lease.resource,
-                wanted_by=self.owner,
-                held_by=lease.holder,
-                held_for=lease.held_for,
-                waited=trio.current_time() - self.asked_at,
-                position=position,
-                phase="queue",
-            )
+            forget_waiting(self)
+            self._alarm.clear()
+
+    def _half_time(self) -> None:
+        lease = self._lease
+        _log.warning(
+            "%s: %s has waited for half of its %g s; %s has held it for %.3f s",
+            lease.resource,
+            self.owner,
+            self.timeout,
+            lease.holder,
+            lease.held_for,
+        )
+        assert self._alarm is not None
+        self._alarm.ring = self._too_late
+        self._alarm.set(self.deadline)
+
+    def _too_late(self) -> None:
+        lease = self._lease
+        if self not in lease._waiting:
+            return  # granted in this very turn
+        position = list(lease._waiting).index(self) + 1
+        del lease._waiting[self]
+        lease._timeouts += 1
+        _log.debug("%s: %s waited in vain for %.6f s", lease.resource, self.owner, self.timeout)
+        error = AcquireTimeoutError(
+            resource=lease.resource,
+            wanted_by=self.owner,
+            held_by=lease.holder,
+            held_for=lease.held_for,
+            waited=trio.current_time() - self.asked_at,
+            position=position,
+            phase="queue",
+        )
+        trio.lowlevel.reschedule(self.task, outcome.Error(error))

@@ -36,3 +36,21 @@ def owner_name(given: str | None) -> str:
     if not given.strip():
         raise ValueError("an owner needs a name; leave it out to use the name of the task")
     return given
+
+
+_agent: ContextVar[object | None] = ContextVar("trio_daq_agent", default=None)
+
+
+@contextmanager
+def on_behalf_of(agent: object) -> Iterator[None]:
+    """Let the current task own lines on behalf of *agent*, for example a thread, which waits in its stead."""
+    token = _agent.set(agent)
+    try:
+        yield
+    finally:
+        _agent.reset(token)
+
+
+def current_agent() -> object | None:
+    """Return on whose behalf the current task acts, None for its own."""
+    return _agent.get()

@@ -1,0 +1,27 @@
+"""Count durations by their order of magnitude, at next to no cost."""
+
+from __future__ import annotations
+
+
+class Histogram:
+    """Counts of durations, in buckets of which each is twice as wide as the one before.
+
+    Bucket *n* counts durations below 2**n microseconds that no lower bucket counts; the last one counts the rest.
+    """
+
+    __slots__ = ("_counts",)
+
+    BUCKETS = 28
+    """2**27 microseconds are 134 s: longer than any wait that makes sense here."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * self.BUCKETS
+
+    def add(self, seconds: float) -> None:
+        """Count one duration."""
+        bucket = int(seconds * 1e6).bit_length()
+        self._counts[bucket if bucket < self.BUCKETS else -1] += 1
+
+    def counts(self) -> dict[float, int]:
+        """Return how many durations were below each bound, in seconds, and not below the bound before it."""
+        return {2**bucket / 1e6: count for bucket, count in enumerate(self._counts) if count}

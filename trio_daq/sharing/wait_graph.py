@@ -1,0 +1,138 @@
+"""Who waits for whom: refuse the wait that would close a circle, and the order of kinds that invites one.
+
+A claim belongs to the task that acquired it, or to the thread on whose behalf a task did. A waiter waits for the
+holder of what it wants; a holder waits for what it has asked for in turn, and for every task that sits in a nursery
+which the holder opened inside its own block, since the block cannot end before that task has. So there is a circle
+exactly when, from the holder of the wanted lease, one comes back to the one who asks.
+
+The graph is walked only by somebody who has to wait. It knows leases and claims, and no hardware.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TypeAlias
+
+import trio
+
+from trio_daq.errors import DeadlockError, LockOrderError
+
+if TYPE_CHECKING:
+    from trio_daq.sharing.lease import Claim
+
+Agent: TypeAlias = object
+"""Who waits: a task, or what stands for a thread."""
+
+
+class Kind(enum.IntEnum):
+    """Kinds of lines, in the order in which one owner may take them."""
+
+    SERIAL = 1
+    DEVICE = 2
+    VISA = 3
+
+
+class _Graph:
+    def __init__(self) -> None:
+        self.waiting: dict[Agent, Claim] = {}
+        self.higher_kinds: dict[Agent, list[Claim]] = {}
+
+
+_graph_of_this_run: trio.lowlevel.RunVar[_Graph] = trio.lowlevel.RunVar("trio_daq_wait_graph")
+
+
+def _graph() -> _Graph:
+    try:
+        return _graph_of_this_run.get()
+    except LookupError:
+        graph = _Graph()
+        _graph_of_this_run.set(graph)
+        return graph
+
+
+def note_waiting(claim: Claim) -> None:
+    """Note that the owner of *claim* waits for it, unless that would close a circle.
+
+    Raises:
+        DeadlockError: If it would.
+    """
+    graph = _graph()
+    circle = _find_circle(graph, claim)
+    if circle is not None:
+        raise DeadlockError(resource=claim.resource, wanted_by=claim.owner, circle=circle)
+    graph.waiting[claim.agent] = claim
+
+
+def forget_waiting(claim: Claim) -> None:
+    """Note that the owner of *claim* waits no more."""
+    _graph().waiting.pop(claim.agent, None)
+
+
+def note_order(claim: Claim) -> None:
+    """Note that *claim* is about to be made, unless its owner has something of a higher kind.
+
+    Raises:
+        LockOrderError: If they have.
+    """
+    graph = _graph()
+    for held in graph.higher_kinds.get(claim.agent, ()):
+        if held.kind > claim.kind:
+            raise LockOrderError(
+                resource=claim.resource,
+                wanted_by=claim.owner,
+                kind=claim.kind.name,
+                held=held.resource,
+                held_kind=held.kind.name,
+            )
+
+
+def note_granted(claim: Claim) -> None:
+    """Remember a granted claim of a higher kind than the lowest."""
+    _graph().higher_kinds.setdefault(claim.agent, []).append(claim)
+
+
+def forget_granted(claim: Claim) -> None:
+    """Forget such a claim."""
+    graph = _graph()
+    claims = graph.higher_kinds.get(claim.agent, [])
+    if claim in claims:
+        claims.remove(claim)
+    if not claims:
+        graph.higher_kinds.pop(claim.agent, None)
+
+
+def _find_circle(graph: _Graph, wanted: Claim) -> tuple[tuple[str, str], ...] | None:
+    """Return the resources and their holders on the way from *wanted* back to its owner, or None."""
+    stack: list[tuple[Claim, tuple[tuple[str, str], ...]]] = [(wanted, ())]
+    seen: set[int] = set()
+    while stack:
+        waiting, path = stack.pop()
+        held = waiting.lease_holder()
+        if held is None or id(held) in seen:
+            continue
+        seen.add(id(held))
+        path = (*path, (held.resource, held.owner))
+        if held.agent is wanted.agent:
+            return path
+        if held.agent in graph.waiting:
+            stack.append((graph.waiting[held.agent], path))
+        if len(held.task.child_nurseries) > held.depth:  # else it has opened none inside its block
+            if _is_inside(wanted.task, held):
+                return path
+            stack += [(other, path) for other in graph.waiting.values() if _is_inside(other.task, held)]
+    return None
+
+
+def _is_inside(task: trio.lowlevel.Task | None, held: Claim) -> bool:
+    """Return whether *task* sits in a nursery that the holder of *held* opened inside its block."""
+    for nursery in _nurseries_around(task):
+        if nursery.parent_task is held.task:
+            return held.task.child_nurseries.index(nursery) >= held.depth
+    return False
+
+
+def _nurseries_around(task: trio.lowlevel.Task | None) -> Iterator[trio.Nursery]:
+    while task is not None and task.parent_nursery is not None:
+        yield task.parent_nursery
+        task = task.parent_nursery.parent_task

@@ -28,6 +28,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "quiet_time": None,
         "sync_query": None,
         "on_acquire": "discard",
+        "max_hold": None,
         "exclusive": True,
     }
     assert config.quiet == 1.0

@@ -6,8 +6,9 @@ import trio
 
 from trio_daq.config import DualConfig
 from trio_daq.errors import ConfigError, LineUnusableError
-from trio_daq.serialport import LineState, SerialPortConfig, SharedSerialPort, SyncQuery
+from trio_daq.serialport import LineState, SerialPortConfig, SharedSerialPort
 from trio_daq.sim import FaultPlan, open_simulated_lab, read_log, replies_by_tag
+from trio_daq.wire import SyncQuery
 
 ECHO = SyncQuery("ECHO {nonce}", "{nonce}")
 PAIRS = SyncQuery("*IDN?", "TRIO_DAQ,SIMULATED STAGE,1,0.1", other=("ECHO ready", "ready"))

@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from trio_daq.serialport import SerialParity as SerialParity
     from trio_daq.serialport import SerialPortConfig as SerialPortConfig
     from trio_daq.serialport import SharedSerialPort as SharedSerialPort
+    from trio_daq.sharing import acquire_all as acquire_all
     from trio_daq.visa import VisaSessionConfig as VisaSessionConfig
     from trio_daq.visa import VisaSessionManager as VisaSessionManager
+    from trio_daq.wire import SyncQuery as SyncQuery
 
 _ROOMS = {
     "Actor": "actors",
@@ -49,8 +51,10 @@ _ROOMS = {
     "SharedSerialPort": "serialport",
     "ShutdownReport": "lifecycle",
     "Status": "lifecycle",
+    "SyncQuery": "wire",
     "VisaSessionConfig": "visa",
     "VisaSessionManager": "visa",
+    "acquire_all": "sharing",
     "handles": "actors",
     "open_run": "recording",
     "run": "lifecycle",
@@ -73,8 +77,10 @@ __all__ = [
     "SharedSerialPort",
     "ShutdownReport",
     "Status",
+    "SyncQuery",
     "VisaSessionConfig",
     "VisaSessionManager",
+    "acquire_all",
     "handles",
     "open_run",
     "run",

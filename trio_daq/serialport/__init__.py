@@ -4,7 +4,6 @@ from trio_daq.serialport.guard import SerialGuard
 from trio_daq.serialport.port import PortAcquisition, PortStatistics, SharedSerialPort
 from trio_daq.serialport.settings import SerialParity, SerialPortConfig
 from trio_daq.serialport.state import LineState
-from trio_daq.wire import SyncQuery
 
 __all__ = [
     "LineState",
@@ -14,5 +13,4 @@ __all__ = [
     "SerialParity",
     "SerialPortConfig",
     "SharedSerialPort",
-    "SyncQuery",
 ]

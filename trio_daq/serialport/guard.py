@@ -38,6 +38,7 @@ class SerialGuard:
         LineUnusableError: If a write finds the line dirty and it cannot be made clean.
         SessionClosedError: If the port was closed meanwhile.
         GuardReleasedError: If the block has ended.
+        LeaseRevokedError: If the port was taken back.
         trio.BusyResourceError: If another task is inside a call of this guard.
     """
 
@@ -189,6 +190,7 @@ class SerialGuard:
             await self._line.hang_up()
             raise self._lost(str(error)) from error
         except trio.ClosedResourceError as error:
+            self._check_alive(operation)
             if not self._line.closed:
                 raise self._lost("it was lost earlier in this block") from error
             raise SessionClosedError(resource=self._line.config.path, owner=self.owner, sent=self.sent) from error
@@ -209,8 +211,15 @@ class SerialGuard:
         if not self._waited and not self._skipped_yield:
             await trio.lowlevel.cancel_shielded_checkpoint()
 
+    def _revoked(self) -> None:
+        """Leave the line as it is, since it is being given to another, and wake whoever waits in this guard."""
+        self._settle(failed=True)
+        self._line.wake()
+
     def _check_alive(self, action: str) -> None:
         if not self._claim.alive:
+            if self._claim.revoked is not None:
+                raise self._claim.revocation(action, self.sent)
             raise GuardReleasedError(resource=self._line.config.path, owner=self.owner, action=action, sent=self.sent)
 
     def _lost(self, reason: str) -> LineLostError:

@@ -142,6 +142,11 @@ class SerialLine:
         if self.state is LineState.DIRTY:
             await self._recover()
 
+    def wake(self) -> None:
+        """Wake whoever waits for the line, with `trio.ClosedResourceError`; it stays open."""
+        if self._stream is not None:
+            self._stream.wake()
+
     async def hang_up(self) -> None:
         """Note that the device is gone and let go of its descriptor; the line can be opened again."""
         self.note(LineEvent.HUNG_UP)

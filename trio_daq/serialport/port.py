@@ -8,6 +8,7 @@ the line only when none can.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from trio_daq.serialport.guard import SerialGuard
 from trio_daq.serialport.line import SerialLine
 from trio_daq.serialport.settings import SerialPortConfig
 from trio_daq.serialport.state import LineState
-from trio_daq.sharing import Claim, Lease, LeaseStatistics
+from trio_daq.sharing import Claim, Lease, LeaseStatistics, LineKind
 
 
 @attrs.frozen
@@ -72,6 +73,11 @@ class SharedSerialPort:
         return self.config.path
 
     @property
+    def order(self) -> tuple[LineKind, str]:
+        """Its place in the order in which `acquire_all` takes lines."""
+        return LineKind.SERIAL, os.path.realpath(self.path)
+
+    @property
     def baud_rate(self) -> int:
         """Bits per second."""
         return self.config.baud_rate
@@ -106,9 +112,21 @@ class SharedSerialPort:
             LineOpenError: On entering, if it cannot be opened.
             LineLostError: On entering, if the device went away while it was made clean.
             LineUnusableError: On entering, if it cannot be made clean.
+            DeadlockError: On entering, if waiting for it would close a circle.
+            LockOrderError: On entering, if the task has something of a higher kind.
+            LeaseRevokedError: On leaving, if it was taken back because of ``max_hold``.
             SessionClosedError: On entering, if the port is closed.
         """
         return PortAcquisition(self, self._lease.hold(owner, timeout))
+
+    def revoke(self, reason: str) -> str | None:
+        """Take the port back from its owner and give it to the next in line; return who had it, None if nobody.
+
+        Whatever the owner's guard is asked for from now on, and what it waits for now, raises `LeaseRevokedError`; the
+        exchange counts as unfinished. An owner for whom the line is still being made ready has nothing yet that could
+        be taken: their own deadline ends that.
+        """
+        return self._lease.revoke(reason) if self._lease.is_revocable else None
 
     async def open(self, owner: str | None = None, timeout: float = 10.0) -> None:
         """Open the device now rather than at the first `acquire`, to find out early if that is not possible.
@@ -154,7 +172,9 @@ class SharedSerialPort:
                 except trio.BrokenResourceError:
                     await self._line.hang_up()
                     raise
-        return SerialGuard(self._line, claim, self._exchanges)
+        guard = SerialGuard(self._line, claim, self._exchanges)
+        claim.on_revoked = guard._revoked
+        return guard
 
     async def _ready_at_once(self) -> bool:
         if self._line.state not in (LineState.CLEAN, LineState.SUSPECT):
@@ -206,9 +226,12 @@ class PortAcquisition:
         except BaseException:
             self._claim.release()
             raise
+        if self._port.config.max_hold is not None:
+            self._claim.limit_hold(self._port.config.max_hold)
         return self._guard
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    ) -> bool:
         self._guard._release(failed=error is not None)
+        return await self._claim.__aexit__(kind, error, traceback)

@@ -88,6 +88,11 @@ class PosixByteStream:
         """Wait until the driver takes bytes."""
         await trio.lowlevel.wait_writable(self._open_fd())
 
+    def wake(self) -> None:
+        """Wake whoever waits here, with `trio.ClosedResourceError`. The line stays open, in spite of Trio's word."""
+        if self._fd >= 0:
+            trio.lowlevel.notify_closing(self._fd)
+
     async def aclose(self, timeout: float) -> bool:
         """Close the line; unsent bytes are thrown away. Bounded by *timeout*, and shielded from cancellation.
 

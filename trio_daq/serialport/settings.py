@@ -68,6 +68,8 @@ class SerialPortConfig:
         sync_query: A harmless question with a known answer, by which late replies are told apart from the next one
             however late they are; None if the instrument has none.
         on_acquire: ``"discard"`` throws away input that came while nobody had the line, ``"keep"`` leaves it.
+        max_hold: Seconds after which the port is taken back from whoever has it, and their block cancelled; None for
+            never.
         exclusive: Refuse the port when another program has it, and keep others out.
     """
 
@@ -92,6 +94,7 @@ class SerialPortConfig:
     on_acquire: Literal["discard", "keep"] = attrs.field(
         default="discard", validator=attrs.validators.in_(("discard", "keep"))
     )
+    max_hold: float | None = attrs.field(default=None, validator=positive_seconds)
     exclusive: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
 
     @property

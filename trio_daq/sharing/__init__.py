@@ -4,16 +4,19 @@ from trio_daq.sharing.deadlines import checked_timeout, positive_int, positive_s
 from trio_daq.sharing.lease import Claim, Lease, LeaseStatistics
 from trio_daq.sharing.owner import acting_as, on_behalf_of, owner_name
 from trio_daq.sharing.service_nursery import ServiceNursery
-from trio_daq.sharing.wait_graph import Kind
+from trio_daq.sharing.several import Acquirable, acquire_all
+from trio_daq.sharing.wait_graph import LineKind
 from trio_daq.sharing.worker_thread import WorkerThread
 
 __all__ = [
+    "Acquirable",
     "Claim",
-    "Kind",
     "Lease",
     "LeaseStatistics",
+    "LineKind",
     "ServiceNursery",
     "WorkerThread",
+    "acquire_all",
     "acting_as",
     "checked_timeout",
     "on_behalf_of",

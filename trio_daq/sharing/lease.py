@@ -20,14 +20,14 @@ import attrs
 import outcome
 import trio
 
-from trio_daq.errors import AcquireTimeoutError, LeaseRevokedError, PortBusyError
+from trio_daq.errors import AcquireTimeoutError, LeaseRevokedError, PortBusyError, Sent
 from trio_daq.sharing.alarms import Alarm
 from trio_daq.sharing.deadlines import checked_timeout
 from trio_daq.sharing.histogram import Histogram
 from trio_daq.sharing.owner import current_agent, owner_name
 from trio_daq.sharing.wait_graph import (
     Agent,
-    Kind,
+    LineKind,
     forget_granted,
     forget_waiting,
     note_granted,
@@ -94,7 +94,7 @@ class Lease:
     """
 
     def __init__(
-        self, resource: str, timeout: float = 2.0, *, kind: Kind = Kind.SERIAL, max_hold: float | None = None
+        self, resource: str, timeout: float = 2.0, *, kind: LineKind = LineKind.SERIAL, max_hold: float | None = None
     ) -> None:
         self.resource = resource
         self.kind = kind
@@ -150,6 +150,11 @@ class Lease:
             _log.warning("%s: %s is ready to wait %g s for it; is that meant?", self.resource, name, seconds)
         return Claim(self, name, seconds)
 
+    @property
+    def is_revocable(self) -> bool:
+        """Whether somebody has it who is told when it is taken back."""
+        return self._held is not None and self._held.on_revoked is not None
+
     def revoke(self, reason: str) -> str | None:
         """Take the lease back from its holder and give it to the next in line; return who had it.
 
@@ -193,7 +198,7 @@ class Lease:
         if waited > self._longest_wait:
             self._longest_wait = waited
         self._wait_times.add(waited)
-        if self.kind is not Kind.SERIAL:
+        if self.kind is not LineKind.SERIAL:
             note_granted(claim)
         if _log.isEnabledFor(logging.DEBUG):
             _log.debug("%s: granted to %s after %.6f s", self.resource, owner, waited)
@@ -205,7 +210,7 @@ class Lease:
             _log.debug("%s: released by %s after %.6f s", self.resource, claim.owner, now - claim.granted_at)
         self._held = None
         self._limiter.release_on_behalf_of(claim)
-        if self.kind is not Kind.SERIAL:
+        if self.kind is not LineKind.SERIAL:
             forget_granted(claim)
         if self._waiting:
             # Handed over at once, before the successor runs: nobody who asks in between can overtake.
@@ -273,7 +278,7 @@ class Claim:
         return self._lease.resource
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> LineKind:
         """Of which kind it is."""
         return self._lease.kind
 
@@ -317,11 +322,15 @@ class Claim:
         else:
             await self._wait_in_line()
         if lease._max_hold is not None:
-            self._scope = trio.CancelScope()
-            self._scope.__enter__()
-            self._alarm = Alarm(self._held_too_long)
-            self._alarm.set(trio.current_time() + lease._max_hold)
+            self.limit_hold(lease._max_hold)
         return self
+
+    def limit_hold(self, seconds: float) -> None:
+        """Take the lease back after *seconds* from now, and cancel what is left of the block then."""
+        self._scope = trio.CancelScope()
+        self._scope.__enter__()
+        self._alarm = Alarm(lambda: self._held_too_long(seconds))
+        self._alarm.set(trio.current_time() + seconds)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -334,15 +343,14 @@ class Claim:
             raise self.revocation("holding it")
         return swallowed
 
-    def revocation(self, action: str) -> LeaseRevokedError:
+    def revocation(self, action: str, sent: Sent = "unknown") -> LeaseRevokedError:
         """Return the error of a holder that goes on after the lease was taken back."""
-        return LeaseRevokedError(
-            resource=self.resource, owner=self.owner, action=action, reason=self.revoked or "it was taken back"
-        )
+        reason = self.revoked or "it was taken back"
+        return LeaseRevokedError(resource=self.resource, owner=self.owner, action=action, reason=reason, sent=sent)
 
-    def _held_too_long(self) -> None:
+    def _held_too_long(self, seconds: float) -> None:
         if self._lease._held is self and self._scope is not None:
-            self._lease.revoke(f"it was held for more than {self._lease._max_hold:g} s")
+            self._lease.revoke(f"it was held for more than {seconds:g} s")
             self._scope.cancel(reason="trio_daq: max_hold")
 
     async def _wait_in_line(self) -> None:

@@ -25,7 +25,7 @@ Agent: TypeAlias = object
 """Who waits: a task, or what stands for a thread."""
 
 
-class Kind(enum.IntEnum):
+class LineKind(enum.IntEnum):
     """Kinds of lines, in the order in which one owner may take them."""
 
     SERIAL = 1

@@ -1,0 +1,58 @@
+"""Take several lines at once: all of them or none, on one deadline, without a chance of a circle.
+
+Everybody who takes lines this way takes them in the same order, whatever order they are named in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Protocol, TypeVar
+
+import trio
+
+from trio_daq.sharing.deadlines import checked_timeout
+from trio_daq.sharing.wait_graph import LineKind
+
+_G_co = TypeVar("_G_co", covariant=True)
+
+_LEAST = 0.001
+"""Seconds for a line that is asked for when the others have used up the time: 0 would mean not to wait at all."""
+
+
+class Acquirable(Protocol[_G_co]):
+    """A line that can be taken."""
+
+    @property
+    def order(self) -> tuple[LineKind, str]:
+        """Its place in the order in which lines are taken: kind, then name."""
+
+    def acquire(self, owner: str | None, timeout: float | None) -> AbstractAsyncContextManager[_G_co]:
+        """Return the block in which *owner* has it."""
+
+
+@asynccontextmanager
+async def acquire_all(
+    *lines: Acquirable[_G_co], owner: str | None = None, timeout: float = 2.0
+) -> AsyncIterator[tuple[_G_co, ...]]:
+    """Have all of *lines* for the length of an ``async with`` block, which gets their guards in the order given.
+
+    Args:
+        lines: Serial ports, each once.
+        owner: Who wants them; the member's id or the task's name if omitted.
+        timeout: Seconds for all of them together.
+
+    Raises:
+        ValueError: If a line is named twice, or *timeout* is no finite number of seconds.
+        DaqError: Whatever taking one of them raised; then none is held.
+    """
+    checked_timeout(timeout)
+    if len({line.order for line in lines}) < len(lines):
+        raise ValueError("acquire_all was given a line twice")
+    deadline = trio.current_time() + timeout
+    guards: dict[tuple[LineKind, str], _G_co] = {}
+    async with AsyncExitStack() as stack:
+        for line in sorted(lines, key=lambda one: one.order):
+            left = max(_LEAST, deadline - trio.current_time()) if timeout else 0.0
+            guards[line.order] = await stack.enter_async_context(line.acquire(owner, left))
+        yield tuple(guards[line.order] for line in lines)

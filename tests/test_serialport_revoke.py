@@ -3,8 +3,9 @@
 import attrs
 import pytest
 import trio
+import trio.testing
 
-from trio_daq.errors import LeaseRevokedError
+from trio_daq.errors import ExchangeTimeoutError, LeaseRevokedError
 from trio_daq.serialport import SerialPortConfig, SharedSerialPort
 from trio_daq.sim import open_simulated_lab
 from trio_daq.wire import SyncQuery
@@ -48,6 +49,29 @@ async def test_the_owner_is_woken_and_the_next_gets_its_own_reply(port) -> None:
                 assert await guard.query(b"POS? next") == b"next 12.500"
     assert (caught[0].owner, caught[0].reason, caught[0].sent) == ("stuck", "it is stuck", "yes")
     assert port.revoke("again") is None
+
+
+async def test_the_next_owner_keeps_its_own_deadline(port) -> None:
+    """A revoked owner that leaves its call late does not take the deadline of the next owner's exchange with it."""
+
+    async def stuck(task_status) -> None:
+        async with port.acquire("stuck") as guard:
+            task_status.started()
+            with pytest.raises(LeaseRevokedError):
+                await guard.read_until(timeout=5)
+
+    async def hasty() -> None:
+        async with port.acquire("hasty") as guard:
+            with pytest.raises(ExchangeTimeoutError):
+                await guard.read_until(timeout=0.02)
+
+    for _ in range(12):  # Trio runs the two in any order
+        with trio.fail_after(2):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(stuck)
+                nursery.start_soon(hasty)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                port.revoke("test")
 
 
 async def test_a_block_that_holds_too_long_is_cancelled(port) -> None:

@@ -55,10 +55,13 @@ class SerialGuard:
         self._busy = False
         self._waited = False
         self._skipped_yield = False
+        self._expired = False
+        self._deadline = 0.0
+        line.alarm.ring = self._expire
 
     async def write_all(self, data: bytes, *, timeout: float | None = None) -> None:
         """Write all of *data*, for which a reply may come."""
-        await self._bounded("write_all", timeout, lambda: self._write(data))
+        await self._bounded("write_all", len(data), timeout, lambda: self._write(data))
 
     async def write_only(self, data: bytes, *, timeout: float | None = None) -> None:
         """Write all of *data*, and declare that no reply comes."""
@@ -67,16 +70,14 @@ class SerialGuard:
             await self._write(data)
             self._owes = False
 
-        await self._bounded("write_only", timeout, write)
+        await self._bounded("write_only", len(data), timeout, write)
 
     async def read(self, max_bytes: int, *, timeout: float | None = None) -> bytes:
         """Read some bytes: at least one, at most *max_bytes*."""
         if max_bytes < 1:
             raise ValueError(f"max_bytes must be at least 1, not {max_bytes}")
         buffer = self._line.buffer
-        return await self._bounded(
-            f"read({max_bytes})", timeout, lambda: self._take(lambda: buffer.take_some(max_bytes))
-        )
+        return await self._bounded("read", max_bytes, timeout, lambda: self._take(lambda: buffer.take_some(max_bytes)))
 
     async def read_exactly(self, count: int, *, timeout: float | None = None) -> bytes:
         """Read *count* bytes. Out of time, those that came stay for the next read."""
@@ -84,14 +85,14 @@ class SerialGuard:
             raise ValueError(f"count must be at least 1, not {count}")
         buffer = self._line.buffer
         return await self._bounded(
-            f"read_exactly({count})", timeout, lambda: self._take(lambda: buffer.take_exactly(count))
+            "read_exactly", count, timeout, lambda: self._take(lambda: buffer.take_exactly(count))
         )
 
     async def read_until(self, terminator: bytes | None = None, *, timeout: float | None = None) -> bytes:
         """Read up to and including *terminator*, by default the port's ``read_terminator``."""
         end = self._terminator(terminator)
         buffer = self._line.buffer
-        return await self._bounded(f"read_until({end!r})", timeout, lambda: self._take(lambda: buffer.take_until(end)))
+        return await self._bounded("read_until", end, timeout, lambda: self._take(lambda: buffer.take_until(end)))
 
     async def query(self, data: bytes, *, timeout: float | None = None) -> bytes:
         """Write *data* and the port's ``write_terminator``, and return the reply without its ``read_terminator``.
@@ -105,7 +106,7 @@ class SerialGuard:
             reply = await self._take(lambda: buffer.take_until(config.read_terminator))
             return reply[: -len(config.read_terminator)]
 
-        return await self._bounded(f"query({data!r})", timeout, exchange)
+        return await self._bounded("query", data, timeout, exchange)
 
     def discard_input(self) -> bytes:
         """Throw away what has come and was not read; return it. What is still on its way is not caught by this."""
@@ -141,8 +142,11 @@ class SerialGuard:
         if line.state in (LineState.DIRTY, LineState.UNUSABLE):
             self.sent = "no"
             self._waited = True
-            await line.make_ready()
+            with trio.move_on_at(self._deadline) as overtime:
+                await line.make_ready()
             self._check_alive("write")
+            self._expired = self._expired or overtime.cancelled_caught
+            self._refuse_if_expired()
         elif line.state is LineState.SUSPECT and not self._wrote:
             line.discard_input()
         self._wrote = True
@@ -155,6 +159,7 @@ class SerialGuard:
                 self.sent, self._unsent = ("unknown", bytes(rest)) if rest else ("yes", b"")
             if rest:
                 self._waited = True
+                self._refuse_if_expired()
                 await line.stream.wait_writable()
                 self._check_alive("write")
         self._interrupted, self._owes = False, True
@@ -164,6 +169,7 @@ class SerialGuard:
         while (message := take()) is None:
             self._waited = True
             self._interrupted = self._wrote  # who only listens leaves nothing unfinished
+            self._refuse_if_expired()
             await line.stream.wait_readable()
             self._check_alive("read")  # the bytes belong to whoever owns the line now
             line.buffer.feed(line.stream.read_nowait())
@@ -172,48 +178,68 @@ class SerialGuard:
         self._interrupted = self._owes = False
         return message
 
-    async def _bounded(self, operation: str, timeout: float | None, step: Callable[[], Awaitable[_T]]) -> _T:
+    async def _bounded(
+        self, operation: str, argument: object, timeout: float | None, step: Callable[[], Awaitable[_T]]
+    ) -> _T:
         """Run one step of an exchange under a deadline, and give its failures their names."""
-        seconds = self._line.config.timeout if timeout is None else checked_timeout(timeout)
+        line = self._line
+        seconds = line.config.timeout if timeout is None else checked_timeout(timeout)
         self._check_alive(operation)
         if self._busy:
-            raise trio.BusyResourceError(f"{self._line.config.path}: another task uses this guard of {self.owner!r}")
+            raise trio.BusyResourceError(f"{line.config.path}: another task uses this guard of {self.owner!r}")
         await trio.lowlevel.checkpoint_if_cancelled()
-        self._busy, self._waited = True, False
+        self._busy, self._waited, self._expired = True, False, False
         started = trio.current_time()
+        self._deadline = started + seconds
+        # An alarm, not a cancel scope: that would cost as much as the rest of the exchange.
+        line.alarm.set(self._deadline)
         try:
-            with trio.move_on_after(seconds):
-                result = await step()
-                await self._yield_sometimes()
-                return result
+            result = await step()
         except trio.BrokenResourceError as error:
-            await self._line.hang_up()
+            await line.hang_up()
             raise self._lost(str(error)) from error
         except trio.ClosedResourceError as error:
             self._check_alive(operation)
-            if not self._line.closed:
+            if line.closed:
+                raise SessionClosedError(resource=line.config.path, owner=self.owner, sent=self.sent) from error
+            if not self._expired:
                 raise self._lost("it was lost earlier in this block") from error
-            raise SessionClosedError(resource=self._line.config.path, owner=self.owner, sent=self.sent) from error
+        else:
+            if not self._waited:
+                await self._yield_sometimes()
+            return result
         finally:
+            if self._claim.alive:  # else the alarm is the next owner's
+                line.alarm.clear()
             self._busy = False
         raise ExchangeTimeoutError(
-            resource=self._line.config.path,
+            resource=line.config.path,
             owner=self.owner,
-            operation=operation,
+            operation=f"{operation}({argument!r})",
             waited=trio.current_time() - started,
             sent=self.sent,
-            received=self._line.buffer.peek(),
+            received=line.buffer.peek(),
         )
+
+    def _expire(self) -> None:
+        self._expired = True
+        self._line.wake()
+
+    def _refuse_if_expired(self) -> None:
+        # The alarm may have rung while this task was not waiting, and then it woke nobody.
+        if self._expired:
+            raise trio.ClosedResourceError
 
     async def _yield_sometimes(self) -> None:
         # A call that did not wait may skip the schedule point once; a row of them would starve all other tasks.
-        self._skipped_yield = not self._waited and not self._skipped_yield
-        if not self._waited and not self._skipped_yield:
+        self._skipped_yield = not self._skipped_yield
+        if not self._skipped_yield:
             await trio.lowlevel.cancel_shielded_checkpoint()
 
     def _revoked(self) -> None:
         """Leave the line as it is, since it is being given to another, and wake whoever waits in this guard."""
         self._settle(failed=True)
+        self._line.alarm.clear()
         self._line.wake()
 
     def _check_alive(self, action: str) -> None:

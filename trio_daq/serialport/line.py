@@ -18,6 +18,7 @@ from trio_daq.serialport.open_errors import explain_open_failure
 from trio_daq.serialport.recovery import NeverCleanError, Recovery
 from trio_daq.serialport.settings import SerialPortConfig
 from trio_daq.serialport.state import LineEvent, LineState, after
+from trio_daq.sharing import Alarm
 from trio_daq.wire import ReceiveBuffer
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class SerialLine:
         config: Its settings.
         state: How far it can be trusted.
         buffer: Bytes that came and were not read; they survive a cancelled read.
+        alarm: Rings at the deadline of the exchange that its owner is at; one for all owners, since only one has it.
         phase: What `make_ready` is at: ``"open"`` or ``"resync"``.
         closed: Whether it was closed for good.
         opens: How often it was opened.
@@ -46,6 +48,7 @@ class SerialLine:
         self.config = config
         self.state = LineState.LOST
         self.buffer = ReceiveBuffer()
+        self.alarm = Alarm(self.wake)
         self.phase: Literal["open", "resync"] = "open"
         self.closed = False
         self.opens = 0

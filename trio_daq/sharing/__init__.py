@@ -1,5 +1,6 @@
 """Exclusive use of one thing: who has it, who waits, for how long. Knows no hardware."""
 
+from trio_daq.sharing.alarms import Alarm
 from trio_daq.sharing.deadlines import checked_timeout, positive_int, positive_seconds
 from trio_daq.sharing.lease import Claim, Lease, LeaseStatistics
 from trio_daq.sharing.owner import acting_as, on_behalf_of, owner_name
@@ -10,6 +11,7 @@ from trio_daq.sharing.worker_thread import WorkerThread
 
 __all__ = [
     "Acquirable",
+    "Alarm",
     "Claim",
     "Lease",
     "LeaseStatistics",

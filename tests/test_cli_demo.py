@@ -81,7 +81,8 @@ class Demo:
 
     def replies(self, line: str) -> dict[str, str]:
         """What an instrument says that it answered to each tag."""
-        return {one["tag"]: one["text"] for one in self.log if one["instrument"] == line and one["event"] == "reply"}
+        replies = [one for one in self.log if one["instrument"] == line and one["event"] == "reply"]
+        return {one["tag"]: one["text"] for one in replies if one["tag"] is not None}
 
     def count(self, outcome: str, line: str = "") -> int:
         """How many questions on that line the drivers say ended so."""

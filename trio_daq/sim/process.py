@@ -29,6 +29,9 @@ START_TIMEOUT = 10.0
 """Seconds to wait until everything listens."""
 CLOSE_TIMEOUT = 3.0
 """Seconds for the process to end by itself once its stdin is closed."""
+_JUST_NOW = 0.05
+"""Seconds in which Trio takes note of a process that has ended: its own task waits for that."""
+
 TERMINATE_TIMEOUT = 1.0
 """Seconds after SIGTERM, and again after SIGKILL."""
 
@@ -97,11 +100,18 @@ async def open_simulated_lab(
     try:
         ready = await _wait_ready(process)
         yield SimulatedLab(stage_path=ready["stage"], meter_port=ready["meter"], log=Path(log), pid=process.pid)
-        if process.poll() is not None:
+        if await _has_ended(process):
             _log.warning("the simulated instruments (pid %d) had ended by themselves", process.pid)
     finally:
         with trio.CancelScope(shield=True):
             await _end(process)
+
+
+async def _has_ended(process: trio.Process) -> bool:
+    """Return whether the process has ended, also if that was a moment ago and Trio is just taking note of it."""
+    with trio.move_on_after(_JUST_NOW):
+        await process.wait()
+    return process.returncode is not None
 
 
 def _options(instrument: str, plan: FaultPlan | None) -> list[str]:

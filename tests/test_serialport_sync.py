@@ -137,3 +137,20 @@ def test_a_wrong_sync_query_in_a_file_is_named_with_its_key(tmp_path) -> None:
     file.write_text('[serial.stage]\npath = "/dev/ttyUSB0"\nsync_query = { query = "X?", answer = "3" }\n[v2]\n')
     with pytest.raises(ConfigError, match="needs a second question"):
         DualConfig.load_from_file(file)
+
+
+@pytest.mark.parametrize("leave", ["cancelled", "hasty"])
+async def test_who_leaves_early_does_not_make_the_reply_late(tmp_path, leave) -> None:
+    """Silence counts from the time by which the reply was due, not from when its asker lost patience."""
+    async with open_simulated_lab(tmp_path / "log", meter=None) as lab:
+        port = SharedSerialPort(config_of(lab.stage_path, sync_query=None, timeout=0.3, quiet_time=0.2))
+        async with port.acquire("impatient") as guard:
+            if leave == "cancelled":
+                with trio.move_on_after(0.02):
+                    await guard.query(b"SLOW? early 0.35")
+            else:
+                with pytest.raises(TimeoutError):
+                    await guard.query(b"SLOW? early 0.35", timeout=0.02)
+        async with port.acquire("next") as guard:
+            assert await guard.query(b"POS? next", timeout=2) == b"next 12.500"
+        await port.aclose()

@@ -56,7 +56,7 @@ class SerialGuard:
         self._waited = False
         self._skipped_yield = False
         self._expired = False
-        self._deadline = 0.0
+        self._deadline = self._due = 0.0
         line.alarm.ring = self._expire
 
     async def write_all(self, data: bytes, *, timeout: float | None = None) -> None:
@@ -126,7 +126,7 @@ class SerialGuard:
         """Tell the line in which state this guard leaves it. *failed*: the owner's block ended by an exception."""
         line = self._line
         if self._interrupted or (self._owes and failed):
-            line.note(LineEvent.INTERRUPTED, self._unsent)
+            line.note(LineEvent.INTERRUPTED, self._unsent, self._due)
         elif self._owes or len(line.buffer):
             line.note(LineEvent.UNANSWERED)
         elif self.sent == "yes":
@@ -191,6 +191,8 @@ class SerialGuard:
         self._busy, self._waited, self._expired = True, False, False
         started = trio.current_time()
         self._deadline = started + seconds
+        # An impatient owner does not make the instrument faster: it has the port's own time to answer in any case.
+        self._due = started + max(seconds, line.config.timeout)
         # An alarm, not a cancel scope: that would cost as much as the rest of the exchange.
         line.alarm.set(self._deadline)
         try:

@@ -8,6 +8,7 @@ Invariant: the state is LOST exactly while there is no open stream.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from typing import TYPE_CHECKING, Literal
 
@@ -74,11 +75,17 @@ class SerialLine:
         """Bytes of late replies that reached nobody."""
         return self._recovery.dropped
 
-    def note(self, event: LineEvent, unsent: bytes = b"") -> None:
-        """Move to the state that follows *event*; *unsent* is the rest of a command that was half written."""
+    def note(self, event: LineEvent, unsent: bytes = b"", due: float = -math.inf) -> None:
+        """Move to the state that follows *event*.
+
+        Args:
+            event: What happened.
+            unsent: The rest of a command that was half written.
+            due: Trio time by which its reply was to come.
+        """
         before, self.state = self.state, after(self.state, event)
         if self.state is LineState.DIRTY:
-            self._recovery.begin(unsent)
+            self._recovery.begin(unsent, due)
         if before is not self.state:
             _log.debug("%s: %s, so it is %s", self.config.path, event.value, self.state.value)
 

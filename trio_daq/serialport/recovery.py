@@ -52,19 +52,20 @@ class Recovery:
         self._read = ReceiveBuffer()
         self._unsent = b""
         self._last_byte_at = -float("inf")
-        self._spent = 0.0
+        self._budget = 0.0
 
-    def begin(self, unsent: bytes = b"") -> None:
+    def begin(self, unsent: bytes = b"", due: float = -math.inf) -> None:
         """Start anew: an exchange has just been left, with *unsent* the part of its command that was not written.
 
-        What an earlier exchange left unsent is still to be sent, before that.
+        What an earlier exchange left unsent is still to be sent, before that. A reply is late only after *due*, a
+        Trio time: who leaves early does not make it late, so silence counts from then.
         """
         self._unsent += unsent
         self._question = None
         self._answered = 0
         self._read.clear()
-        self._last_byte_at = trio.current_time()
-        self._spent = 0.0
+        self._last_byte_at = max(trio.current_time(), due)
+        self._budget = _PATIENCE * self._quiet + self._last_byte_at - trio.current_time()
 
     def forget_unsent(self) -> None:
         """Send no rest of a command any more: the connection that had its first half is gone."""
@@ -79,10 +80,9 @@ class Recovery:
             trio.BrokenResourceError: If the device hung up.
         """
         started = trio.current_time()
-        # A cancellation can come late, so that more than the budget is spent.
-        budget = max(0.0, _PATIENCE * self._quiet - self._spent)
         try:
-            with trio.move_on_after(budget):
+            # A cancellation can come late, so that more than the budget is spent.
+            with trio.move_on_after(max(0.0, self._budget)):
                 await self._finish_write(stream)
                 if self._questions is None:
                     await self._drain(stream)
@@ -90,7 +90,7 @@ class Recovery:
                     await self._synchronise(stream, self._questions)
                 return
         finally:
-            self._spent += trio.current_time() - started
+            self._budget -= trio.current_time() - started
         raise NeverCleanError(self._trouble())
 
     def _trouble(self) -> str:

@@ -58,11 +58,12 @@ class SerialPortConfig:
         stop_bits: 1, 1.5 or 2.
         parity: A `SerialParity`, or its name as text.
         flow_control: ``"none"``, ``"rtscts"``, ``"dsrdtr"`` or ``"xonxoff"``.
-        timeout: Seconds for each read or write of a guard that names none.
+        timeout: Seconds for each read or write of a guard that names none: in which the instrument ought to answer.
         acquire_timeout: Seconds to wait for the line where ``acquire`` names none.
         write_terminator: What `query` adds to a command; text may use ``\r``, ``\n``, ``\xHH`` or ``hex:0D``.
         read_terminator: What ends a reply; `query` strips it.
-        quiet_time: Seconds of silence after which a line that owed a reply is taken as clean, None for *timeout*.
+        quiet_time: Seconds of silence, from the time by which a reply was due, after which the line is taken as clean;
+            None for *timeout*. A reply is due after *timeout*, or the longer time that its call named.
             Without a sync query, a reply that is later than this can reach the wrong caller: choose it above the
             longest delay. With one, it is how long its answer is awaited before it is asked again.
         sync_query: A harmless question with a known answer, by which late replies are told apart from the next one

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 class Histogram:
     """Counts of durations, in buckets of which each is twice as wide as the one before.
@@ -12,7 +14,7 @@ class Histogram:
     __slots__ = ("_counts",)
 
     BUCKETS = 28
-    """2**27 microseconds are 134 s: longer than any wait that makes sense here."""
+    """The last one starts at 2**26 microseconds, 67 s: longer than any wait that makes sense here."""
 
     def __init__(self) -> None:
         self._counts = [0] * self.BUCKETS
@@ -24,4 +26,5 @@ class Histogram:
 
     def counts(self) -> dict[float, int]:
         """Return how many durations were below each bound, in seconds, and not below the bound before it."""
-        return {2**bucket / 1e6: count for bucket, count in enumerate(self._counts) if count}
+        bounds = [2**bucket / 1e6 for bucket in range(self.BUCKETS - 1)] + [math.inf]
+        return {bound: count for bound, count in zip(bounds, self._counts, strict=True) if count}

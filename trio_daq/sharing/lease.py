@@ -113,7 +113,8 @@ class Lease:
         self._wait_times = Histogram()
         self._hold_times = Histogram()
         self._fast_grants = 0
-        self._warned: set[str] = set()
+        self._warned_of_timeout: set[str] = set()
+        self._warned_of_name: set[str] = set()
         self._task_of_owner: dict[str, trio.lowlevel.Task] = {}
 
     @property
@@ -145,8 +146,8 @@ class Lease:
         """
         name = owner_name(owner)
         seconds = self._timeout if timeout is None else checked_timeout(timeout)
-        if seconds > _LONG_TIMEOUT and name not in self._warned:
-            self._warned.add(name)
+        if seconds > _LONG_TIMEOUT and name not in self._warned_of_timeout:
+            self._warned_of_timeout.add(name)
             _log.warning("%s: %s is ready to wait %g s for it; is that meant?", self.resource, name, seconds)
         return Claim(self, name, seconds)
 
@@ -216,6 +217,7 @@ class Lease:
             # Handed over at once, before the successor runs: nobody who asks in between can overtake.
             successor = next(iter(self._waiting))
             del self._waiting[successor]
+            forget_waiting(successor)
             self._grant(successor, now)
             trio.lowlevel.reschedule(successor.task)
 
@@ -223,8 +225,8 @@ class Lease:
         """Say it once when two living tasks own this under one name: their errors could not be told apart."""
         before = self._task_of_owner.get(claim.owner)
         self._task_of_owner[claim.owner] = claim.task
-        if before is not None and before.coro.cr_frame is not None and claim.owner not in self._warned:
-            self._warned.add(claim.owner)
+        if before is not None and before.coro.cr_frame is not None and claim.owner not in self._warned_of_name:
+            self._warned_of_name.add(claim.owner)
             _log.warning("%s: two tasks own it as %r; give each a name of its own", self.resource, claim.owner)
 
 
@@ -370,17 +372,20 @@ class Claim:
         self._alarm.set(self.asked_at + self.timeout / 2)
 
         def leave(_: object) -> trio.lowlevel.Abort:
+            # Here, not when the task runs again: who asks in between must not be refused for a wait that is over.
             del lease._waiting[self]
+            forget_waiting(self)
             return trio.lowlevel.Abort.SUCCEEDED
 
         try:
             await trio.lowlevel.wait_task_rescheduled(leave)
         finally:
-            forget_waiting(self)
             self._alarm.clear()
 
     def _half_time(self) -> None:
         lease = self._lease
+        if self not in lease._waiting:
+            return  # granted in this very turn
         _log.warning(
             "%s: %s has waited for half of its %g s; %s has held it for %.3f s",
             lease.resource,
@@ -399,6 +404,7 @@ class Claim:
             return  # granted in this very turn
         position = list(lease._waiting).index(self) + 1
         del lease._waiting[self]
+        forget_waiting(self)
         lease._timeouts += 1
         _log.debug("%s: %s waited in vain for %.6f s", lease.resource, self.owner, self.timeout)
         error = AcquireTimeoutError(

@@ -62,8 +62,11 @@ class SyncQuery:
                 "a sync query without {nonce} needs a second question and answer as other: a late reply to the first "
                 "would be taken for its answer"
             )
-        if len(self.other) != 2 or not all(isinstance(part, bytes) and part for part in self.other):
+        pair = self.other if isinstance(self.other, tuple) else ()
+        if len(pair) != 2 or not all(isinstance(part, bytes) and part for part in pair):
             raise ValueError(f"other must be a second question and its answer, not {self.other!r}")
+        if any(NONCE in part for part in pair):
+            raise ValueError("{nonce} must stand in the query and the answer of a sync query, not in its other")
         if self.other[1].endswith(self.answer) or self.answer.endswith(self.other[1]):
             raise ValueError("the two answers of a sync query must differ, and none may end in the other")
 

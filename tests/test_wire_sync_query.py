@@ -35,8 +35,10 @@ ECHO = SyncQuery("ECHO {nonce}", "<{nonce}>")
             "*ESE?",
             "0",
             None,
-            "a sync query without {nonce} needs a second question and answer as other: a late reply to the first "
-            "would be taken for its answer",
+            (
+                "a sync query without {nonce} needs a second question and answer as other: a late reply to the first "
+                "would be taken for its answer"
+            ),
         ),
         ("*ESE?", "0", ("*IDN?",), "other must be a second question and its answer, not (b'*IDN?',)"),
         ("*ESE?", "0", (), "other must be a second question and its answer, not ()"),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from trio_daq.config import DualConfig
 from trio_daq.errors import ConfigError
 from trio_daq.serialport import SerialParity
+from trio_daq.wire import Exchange, SyncQuery
 
 V2 = "[v2]\n"
 MEMBER = "[[v2.instruments]]\nid = 'a'\ndriver = 'm:f'\n"
@@ -380,3 +381,35 @@ def test_any_bytes_are_settings_or_one_error(tmp_path_factory: pytest.TempPathFa
     for problem in problems:
         assert re.match(re.escape(str(file)) + r"(:\d+)?: ", problem)
         assert problem.isprintable()
+
+
+def test_tables_inside_a_port_name_each_mistake(tmp_path):
+    """Stations, identify and on_reconnect are read from tables, and every wrong one of them is named by its place."""
+    file = tmp_path / "lab.toml"
+    file.write_text(
+        "[v2]\n[serial.bus]\npath = '/dev/a'\nunsolicited = 'EVENT .*'\nidentify = { query = '*IDN?', expect = 'A.*' }\n"
+        "on_reconnect = [ { write = 'RST' }, { query = 'MODE?', expect = '0' } ]\n"
+        "[serial.bus.stations]\none = { query = '1 ECHO {nonce}', answer = '1 {nonce}' }\n"
+    )
+    bus = DualConfig.load_from_file(file).serial["bus"]
+    assert (bus.unsolicited, bus.identify) == (b"EVENT .*", Exchange(query=b"*IDN?", expect=b"A.*"))
+    assert bus.on_reconnect == (Exchange(write=b"RST"), Exchange(query=b"MODE?", expect=b"0"))
+    assert dict(bus.stations) == {"one": SyncQuery("1 ECHO {nonce}", "1 {nonce}")}
+    file.write_text(
+        "[v2]\n[serial.bad]\npath = '/dev/a'\nidentify = { query = '*IDN?', expects = 'A' }\n"
+        "on_reconnect = [ { write = 'RST' }, { querys = 'MODE?' }, 3 ]\nunsolicited = '('\n"
+        "stations = { a = 3, b = { query = 'x' } }\n[serial.worse]\npath = '/dev/b'\nstations = 3\non_reconnect = 'RST'\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        DualConfig.load_from_file(file)
+    assert [problem.split(": ", 1)[1] for problem in caught.value.problems] == [
+        "serial.bad.identify.expects: unknown key (did you mean 'expect'?)",
+        "serial.bad.on_reconnect[1].querys: unknown key (did you mean 'query'?)",
+        "serial.bad.on_reconnect[2]: expected a table, got 3",
+        "serial.bad.unsolicited: must be a regular expression, and b'(' is none: missing ), unterminated subpattern at "
+        "position 0",
+        "serial.bad.stations.a: expected a table, got 3",
+        "serial.bad.stations.b: the key 'answer' is missing",
+        "serial.worse.stations: expected a table of tables, got 3",
+        "serial.worse.on_reconnect: expected a list of tables, got 'RST'",
+    ]

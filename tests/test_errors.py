@@ -98,6 +98,11 @@ EXAMPLES = {
         ConnectionError,
         ["/dev/ttyUSB7", "it never falls silent", "1.5 s", "Nothing was sent"],
     ),
+    "LineFeatureError": (
+        {"resource": "/dev/ttyUSB7", "owner": "alice", "action": "send_break", "reason": "not a tty"},
+        OSError,
+        ["/dev/ttyUSB7", "'alice'", "send_break", "not a tty"],
+    ),
     "SessionClosedError": (
         {"resource": "TCPIP::dmm", "owner": "alice"},
         ConnectionError,

@@ -448,12 +448,16 @@ async def test_unplugging_during_a_read_is_told_at_once(device: Device, make_por
 
 
 async def test_unplugging_at_idle_shows_at_the_next_acquire(device: Device, make_port: MakePort) -> None:
-    """Nobody is handed a dead line: the next owner is told that there is no such port."""
-    port = make_port()
+    """Nobody is handed a dead line: the next owner waits for the device, and is told that there is no such port."""
+    port, impatient = make_port(acquire_timeout=0.3, exclusive=False), make_port(reconnect=False, exclusive=False)
     await ask(port, "alice", b"a")
+    await ask(impatient, "carol", b"c")
     device.unplug()
-    with pytest.raises(LineOpenError, match="there is no such serial port"):
+    with pytest.raises(AcquireTimeoutError, match="there is no such serial port") as caught:
         await ask(port, "bob", b"b")
+    assert (caught.value.phase, caught.value.held_by) == ("open", "bob")
+    with pytest.raises(LineOpenError, match="there is no such serial port"):
+        await ask(impatient, "carol", b"c")
 
 
 async def test_replugged_device_works_again_under_its_link(

@@ -285,7 +285,7 @@ async def test_cancelled_at_any_step_the_next_owner_is_right(device: Device, whe
     device.gap = 0.005
     injected = 0
     for at in range(1, 100):
-        port = make_port(device, quiet_time=0.025)
+        port = make_port(device, quiet_time=0.025, timeout=0.2)
         first = injected % 2 == 0  # every other life starts with somebody else in the line, so that there is a queue
         reached = await _life_with_cancellation(port, at, when, first)
         assert await ask(port, "next", b"n%d" % at) == b"re n%d" % at

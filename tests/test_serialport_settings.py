@@ -27,9 +27,18 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "read_terminator": b"\n",
         "quiet_time": None,
         "sync_query": None,
+        "stations": {},
+        "min_gap": 0.0,
+        "char_delay": 0.0,
+        "echo": False,
+        "unsolicited": b"",
         "on_acquire": "discard",
         "max_hold": None,
         "exclusive": True,
+        "reconnect": True,
+        "identify": None,
+        "on_reconnect": (),
+        "trace": False,
     }
     assert config.quiet == 1.0
     assert attrs.evolve(config, timeout=3.0).quiet == 3.0

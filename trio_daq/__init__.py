@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from trio_daq.sharing import acquire_all as acquire_all
     from trio_daq.visa import VisaSessionConfig as VisaSessionConfig
     from trio_daq.visa import VisaSessionManager as VisaSessionManager
+    from trio_daq.wire import Exchange as Exchange
     from trio_daq.wire import SyncQuery as SyncQuery
 
 _ROOMS = {
@@ -42,6 +43,7 @@ _ROOMS = {
     "DataPublisher": "data",
     "DualConfig": "config",
     "DualRuntimeManager": "lifecycle",
+    "Exchange": "wire",
     "ManagerState": "lifecycle",
     "Message": "actors",
     "Reading": "data",
@@ -68,6 +70,7 @@ __all__ = [
     "DataPublisher",
     "DualConfig",
     "DualRuntimeManager",
+    "Exchange",
     "ManagerState",
     "Message",
     "Reading",

@@ -9,7 +9,8 @@ Tree::
     DaqError
     ├── waiting    AcquireTimeoutError, PortBusyError, DeadlockError, LockOrderError, LeaseRevokedError
     ├── exchanges  ExchangeTimeoutError, CommandTimeoutError, ReplyError
-    ├── lines      LineOpenError, LineLostError, LineUnusableError, SessionClosedError, HungCallError
+    ├── lines      LineOpenError, LineLostError, LineUnusableError, LineFeatureError,
+    │              SessionClosedError, HungCallError
     ├── actors     AskTimeoutError, MailboxFullError, ActorStoppedError
     ├── data       PublishTimeoutError, AcknowledgeTimeoutError, RecordingError, RunFileError
     ├── lifecycle  StateError, StartError, StoppingError, UnhealthyError, DoorClosedError
@@ -86,6 +87,7 @@ class AcquireTimeoutError(DaqError, TimeoutError):
         waited: Seconds waited.
         position: Place in the queue at the end, 1 is next; 0 when the line was granted but not ready.
         phase: ``"queue"`` while another owner had it, ``"open"`` or ``"resync"`` while the line was made ready.
+        reason: Why it could not be opened so far, if it was tried.
         sent: Always ``"no"``.
     """
 
@@ -96,6 +98,7 @@ class AcquireTimeoutError(DaqError, TimeoutError):
     waited: float
     position: int
     phase: Literal["queue", "open", "resync"]
+    reason: str = ""
     sent: Sent = "no"
 
     def __str__(self) -> str:
@@ -106,7 +109,7 @@ class AcquireTimeoutError(DaqError, TimeoutError):
             why = "it was still being resynchronised after an unfinished exchange"
             cure = "wait longer, or lower quiet_time if the instrument is never that late"
         else:
-            why = "it was still being opened"
+            why = f"it could not be opened: {self.reason}" if self.reason else "it was still being opened"
             cure = "wait longer, and look at the device"
         return (
             f"{self.resource}: {self.wanted_by!r} was not granted it within {_seconds(self.waited)}: {why}. "
@@ -204,6 +207,7 @@ class ExchangeTimeoutError(DaqError, TimeoutError):
         waited: Seconds waited.
         sent: Whether the last command reached the wire.
         received: The bytes that did come. They stay in the port's buffer until the line is made clean again.
+        trace: The last messages on the line, oldest first.
     """
 
     resource: str
@@ -212,6 +216,7 @@ class ExchangeTimeoutError(DaqError, TimeoutError):
     waited: float
     sent: Sent
     received: bytes = b""
+    trace: Sequence[Any] = attrs.field(default=(), repr=False)
 
     def __str__(self) -> str:
         got = f"{len(self.received)} bytes came: {self.received[:60]!r}" if self.received else "not a byte came"
@@ -333,6 +338,19 @@ class LineUnusableError(DaqError, ConnectionError):
             else "Close it, check the instrument, and open it again."
         )
         return f"{self.resource}: refuses to go on, because {self.reason}. Nothing was sent. {retry}"
+
+
+@_error
+class LineFeatureError(DaqError, OSError):
+    """The device or its driver has no such thing: modem lines, a break, that baud rate."""
+
+    resource: str
+    owner: str
+    action: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.resource}: {self.action} of {self.owner!r} is not possible on this device: {self.reason}."
 
 
 @_error

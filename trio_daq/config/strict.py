@@ -66,6 +66,12 @@ def _problems(
     for reason, note in of_fields:
         if isinstance(reason, cattrs.ClassValidationError):
             problems += _problems(reason, reason.cl, (*path, note.name), ())
+        elif isinstance(reason, _TablesError):
+            problems += [
+                problem
+                for place, inner in reason.errors
+                for problem in _problems_of_one(inner, (*path, note.name, place))
+            ]
         elif isinstance(reason, KeyError):
             problems.append((path, f"the key {note.name!r} is missing"))
         else:
@@ -79,6 +85,20 @@ def _problems(
         else:
             problems.append((path, _sentence(reason, "")))
     return problems
+
+
+def _problems_of_one(error: Exception, path: KeyPath) -> list[Problem]:
+    if isinstance(error, cattrs.ClassValidationError):
+        return _problems(error, error.cl, path, ())
+    return [(path, _sentence(error, ""))]
+
+
+class _TablesError(Exception):
+    """Several tables in one field are wrong. *errors*: the index or the name of each, and what is wrong with it."""
+
+    def __init__(self, errors: list[tuple[int | str, Exception]]) -> None:
+        super().__init__(errors)
+        self.errors = errors
 
 
 def _sentence(error: BaseException, name: str) -> str:
@@ -151,6 +171,35 @@ def _row_of_text(value: Any, _: Any) -> tuple[str, ...]:
     return tuple(_text(item, _) for item in value)
 
 
+def _hook_for_tables(wanted: Any, converter: cattrs.Converter) -> _Hook:
+    """Return a hook for a list of tables, or for tables with names of the user's own."""
+    cls = get_args(wanted)[0 if get_origin(wanted) is tuple else 1]
+
+    def hook(value: Any, _: Any) -> Any:
+        by_name = get_origin(wanted) is not tuple
+        if not isinstance(value, Mapping if by_name else list):
+            _refuse("a table of tables" if by_name else "a list of tables", value)
+        tables: dict[int | str, Any] = dict(value) if by_name else dict(enumerate(value))
+        made, errors = {}, []
+        for place, table in tables.items():
+            try:
+                made[place] = converter.structure(_table(table, cls), cls)
+            except Exception as error:  # noqa: BLE001 - all of them are told at once
+                errors.append((place, error))
+        if errors:
+            raise _TablesError(errors)
+        return made if by_name else tuple(made.values())
+
+    return hook
+
+
+def _is_tables(wanted: Any) -> bool:
+    arguments = get_args(wanted)
+    if get_origin(wanted) is tuple:
+        return len(arguments) == 2 and arguments[1] is Ellipsis and attrs.has(arguments[0])
+    return get_origin(wanted) is Mapping and attrs.has(arguments[1])
+
+
 def _refuse(expected: str, value: Any, hint: str = "") -> NoReturn:
     raise TypeError(f"expected {expected}, got {shown(value)}{hint}")
 
@@ -194,6 +243,7 @@ def _strict_converter() -> cattrs.Converter:
     converter.register_structure_hook_func(_is_names, _names)
     converter.register_structure_hook_func(lambda wanted: wanted == tuple[bytes, bytes] | None, _row_of_text)
     converter.register_structure_hook_factory(attrs.has, _hook_for_class)
+    converter.register_structure_hook_factory(_is_tables, _hook_for_tables)
     return converter
 
 

@@ -116,7 +116,10 @@ def _port_member(name: str, port: SharedSerialPort) -> Member:
         try:
             await port.open()
             task_status.started()
-            await stopping.wait()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(port.keep)
+                await stopping.wait()
+                nursery.cancel_scope.cancel()
         finally:
             await port.aclose()
 

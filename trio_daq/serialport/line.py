@@ -2,7 +2,8 @@
 
 It belongs to one claim at a time and knows no owners: who may use it is the port's business.
 
-Invariant: the state is LOST exactly while there is no open stream.
+Invariants: the state is LOST exactly while there is no open stream; on a CLEAN line no byte may still come that
+somebody has asked for.
 """
 
 from __future__ import annotations
@@ -15,20 +16,22 @@ from typing import TYPE_CHECKING, Literal
 import trio
 
 from trio_daq.errors import LineOpenError, LineUnusableError
+from trio_daq.serialport.backoff import Backoff
 from trio_daq.serialport.open_errors import explain_open_failure
 from trio_daq.serialport.recovery import NeverCleanError, Recovery
 from trio_daq.serialport.settings import SerialPortConfig
 from trio_daq.serialport.state import LineEvent, LineState, after
+from trio_daq.serialport.unsolicited import UnsolicitedLines
 from trio_daq.sharing import Alarm
-from trio_daq.wire import ReceiveBuffer
+from trio_daq.wire import ReceiveBuffer, Trace
 
 if TYPE_CHECKING:
     from trio_daq.serialport.posix_stream import PosixByteStream
 
 _log = logging.getLogger("trio_daq.serialport")
 
-_FIRST_RETRY, _LAST_RETRY = 1.0, 30.0
-"""Seconds between tries to make an unusable line clean: doubled each time, up to the last."""
+_CLOSE_TIMEOUT = 2.0
+"""Seconds for closing a line whose device went away, or that is only opened anew."""
 
 
 class SerialLine:
@@ -38,26 +41,45 @@ class SerialLine:
         config: Its settings.
         state: How far it can be trusted.
         buffer: Bytes that came and were not read; they survive a cancelled read.
+        unsolicited: Where lines go that the instrument sends by itself.
+        trace: The last messages.
         alarm: Rings at the deadline of the exchange that its owner is at; one for all owners, since only one has it.
         phase: What `make_ready` is at: ``"open"`` or ``"resync"``.
-        closed: Whether it was closed for good.
+        trouble: Why it could not be opened, when it was last tried; empty if it could.
+        greeted: Whether the device at the other end has been recognised since it was opened.
+        in_trouble: Set while it needs attention: dirty, lost or unusable.
+        looked_at: Trio time at which all that had come was last read.
+        last_byte_at: Trio time of the last byte either way, kept where the settings ask for a gap.
+        baud_rate: Bits per second, now.
         opens: How often it was opened.
         recoveries: How often it was made clean after something unfinished.
+        unmatched: Replies that did not fit the question, and were thrown away.
+        stray: Bytes that nobody had asked for and that were thrown away.
     """
 
     def __init__(self, config: SerialPortConfig) -> None:
         self.config = config
         self.state = LineState.LOST
         self.buffer = ReceiveBuffer()
+        self.unsolicited = UnsolicitedLines(config.unsolicited, config.read_terminator)
+        self.trace = Trace(config.path, config.trace)
         self.alarm = Alarm(self.wake)
         self.phase: Literal["open", "resync"] = "open"
-        self.closed = False
+        self.trouble = ""
+        self.greeted = False
+        self.in_trouble = trio.Event()
+        self.looked_at = self.last_byte_at = -math.inf
+        self.baud_rate = config.baud_rate
         self.opens = 0
         self.recoveries = 0
+        self.unmatched = 0
+        self.stray = 0
         self._stream: PosixByteStream | None = None
-        self._recovery = Recovery(config)
-        self._retry_at = 0.0
-        self._retry_after = _FIRST_RETRY
+        self._recovery = Recovery(config, self.unsolicited)
+        self._reopened = False
+        self._until_open = Backoff(first=0.05, last=2.0)
+        self._until_retry = Backoff(first=1.0, last=30.0)
+        self._closing = trio.Event()
 
     @property
     def stream(self) -> PosixByteStream:
@@ -71,33 +93,75 @@ class SerialLine:
         return self._stream
 
     @property
+    def closed(self) -> bool:
+        """Whether it was closed for good."""
+        return self._closing.is_set()
+
+    @property
     def dropped(self) -> int:
         """Bytes of late replies that reached nobody."""
         return self._recovery.dropped
 
-    def note(self, event: LineEvent, unsent: bytes = b"", due: float = -math.inf) -> None:
+    def note(
+        self,
+        event: LineEvent,
+        station: str | None = None,
+        *,
+        unsent: bytes = b"",
+        due: float = -math.inf,
+        replies: int = 0,
+    ) -> None:
         """Move to the state that follows *event*.
 
         Args:
             event: What happened.
+            station: Whose reply may still come.
             unsent: The rest of a command that was half written.
-            due: Trio time by which its reply was to come.
+            due: Trio time by which the reply was to come.
+            replies: How many may come.
         """
         before, self.state = self.state, after(self.state, event)
+        if event in (LineEvent.INTERRUPTED, LineEvent.DOUBTED):
+            self._recovery.owe(station)
         if self.state is LineState.DIRTY:
-            self._recovery.begin(unsent, due)
-        if before is not self.state:
-            _log.debug("%s: %s, so it is %s", self.config.path, event.value, self.state.value)
+            self._recovery.begin(unsent, due, replies)
+        if self.state in (LineState.CLEAN, LineState.SUSPECT):
+            if self.in_trouble.is_set():
+                self.in_trouble = trio.Event()
+        else:
+            self.in_trouble.set()
+        if self.state is not before:
+            _log.debug("%s: %s, %s -> %s", self.config.path, event.value, before.value, self.state.value)
 
-    def catch_up(self) -> None:
-        """Take in what came while nobody looked, and throw it away if the settings say so.
+    def catch_up(self, now: float) -> None:
+        """Read what came while nobody had the line, and throw it away unless the settings say to keep it.
 
         Raises:
             trio.BrokenResourceError: If the device hung up meanwhile.
         """
-        self.buffer.feed(self.stream.read_all_nowait())
-        if self.config.on_acquire == "discard":
-            self.buffer.clear()
+        came = self.stream.read_all_nowait()
+        self.looked_at = now
+        if came:
+            self.buffer.feed(self.unsolicited.sift(came))
+        if self.config.on_acquire == "discard" and len(self.buffer):
+            self.doubt_input()
+
+    def doubt_input(self) -> None:
+        """Throw away what came unasked. Whatever sent it may send more, so the line is suspect."""
+        stray = self.unsolicited.sift(self.discard_input())
+        if stray:
+            self.stray += len(stray)
+            self.trace.note("nobody", "drop", stray)
+            _log.info("%s: dropped %d bytes that nobody had asked for: %r", self.config.path, len(stray), stray[:80])
+            if self.config.on_acquire == "discard":
+                self._recovery.owe(None, all_stations=True)
+                self.note(LineEvent.DOUBTED, next(iter(self.config.stations), None))
+
+    def drop_reply(self, message: bytes) -> None:
+        """Count a reply that did not fit the question of whoever has the line."""
+        self.unmatched += 1
+        self.trace.note("nobody", "drop", message)
+        _log.info("%s: dropped a reply that does not match: %r", self.config.path, message[:80])
 
     def discard_input(self) -> bytes:
         """Throw away all that has come so far and return what was still unread here."""
@@ -105,38 +169,54 @@ class SerialLine:
         return self.buffer.clear()
 
     async def open(self) -> None:
-        """Open the line if it is not. Cancelled, it is not.
+        """Open the line if it is not: one try. Cancelled, it is not.
 
         Raises:
             LineOpenError: If it cannot be opened.
             trio.ClosedResourceError: If it was closed for good.
         """
-        self._refuse_if_closed()
+        self.refuse_if_closed()
         if self.state is not LineState.LOST:
             return
         self.phase = "open"
-        if os.name != "posix":
-            raise LineOpenError(resource=self.config.path, reason="this platform is not supported yet")
-        from trio_daq.serialport.posix_stream import open_posix_stream
-
         try:
-            self._stream = await open_posix_stream(self.config)
-        except LookupError as error:
-            raise LineOpenError(resource=self.config.path, reason=str(error)) from error
-        except ValueError as error:  # pyserial's word for a setting that the driver refuses
-            raise LineOpenError(resource=self.config.path, reason=f"a setting is refused: {error}") from error
-        except OSError as error:
-            raise explain_open_failure(self.config.path, error) from error
-        try:
-            self._refuse_if_closed()  # it may have been closed while it was being opened
-        except trio.ClosedResourceError:
-            await self._close_stream(timeout=2.0)
+            self._stream = await self._open_stream()
+        except LineOpenError as error:
+            self.trouble = error.reason
+            self._until_open.failed()
             raise
+        try:
+            self.refuse_if_closed()  # it may have been closed while it was being opened
+        except trio.ClosedResourceError:
+            await self._close_stream(_CLOSE_TIMEOUT)
+            raise
+        self.trouble = ""
+        self._until_open.succeeded()
         self.opens += 1
+        self.greeted = False
+        self.baud_rate = self.config.baud_rate
+        self._recovery.owe(None, all_stations=True)
         self.note(LineEvent.OPENED)
 
-    async def make_ready(self) -> None:
+    async def wait_next_try(self) -> None:
+        """Wait until it is worth while to try again to open it.
+
+        Raises:
+            trio.ClosedResourceError: If it was closed for good.
+        """
+        await self.pause(self._until_open.left())
+        self.refuse_if_closed()
+
+    async def pause(self, seconds: float) -> None:
+        """Sleep, unless it is closed for good meanwhile."""
+        with trio.move_on_after(seconds):
+            await self._closing.wait()
+
+    async def make_ready(self, station: str | None = None) -> None:
         """Open the line if it is not, and make it clean if it is not. Cancellation keeps the progress.
+
+        Args:
+            station: Who is to be talked to.
 
         Raises:
             LineOpenError: If it cannot be opened.
@@ -146,11 +226,23 @@ class SerialLine:
         """
         await self.open()
         self.phase = "resync"
+        if self._recovery.must_ask_first(station):
+            self.note(LineEvent.INTERRUPTED, station)
         if self.state is LineState.UNUSABLE:
             self._refuse_before_retry()
             self.note(LineEvent.RETRIED)
+        if self.state is LineState.SUSPECT:
+            if self._recovery.can_ask:
+                self.note(LineEvent.QUESTIONED)
+            else:
+                self.discard_input()
+                self.note(LineEvent.RECOVERED)
         if self.state is LineState.DIRTY:
             await self._recover()
+
+    def assume_off(self, station: str) -> None:
+        """Take it that *station* owes nothing, since it is switched off."""
+        self._recovery.assume_off(station)
 
     def wake(self) -> None:
         """Wake whoever waits for the line, with `trio.ClosedResourceError`; it stays open."""
@@ -160,18 +252,39 @@ class SerialLine:
     async def hang_up(self) -> None:
         """Note that the device is gone and let go of its descriptor; the line can be opened again."""
         self.note(LineEvent.HUNG_UP)
-        await self._close_stream(timeout=2.0)
+        await self._close_stream(_CLOSE_TIMEOUT)
+        self._recovery.forget_unsent()
 
     async def aclose(self, timeout: float) -> None:
         """Close the line for good. Bounded and shielded: a close that the driver holds is left to its thread."""
-        self.closed = True
+        self._closing.set()
         self.state = LineState.LOST
+        self.in_trouble.set()
         await self._close_stream(timeout)
+        self._recovery.forget_unsent()
+
+    def refuse_if_closed(self) -> None:
+        """Raise `trio.ClosedResourceError` if it was closed for good."""
+        if self.closed:
+            raise trio.ClosedResourceError(f"{self.config.path} was closed")
+
+    async def _open_stream(self) -> PosixByteStream:
+        if os.name != "posix":
+            raise LineOpenError(resource=self.config.path, reason="this platform is not supported yet")
+        from trio_daq.serialport.posix_stream import open_posix_stream
+
+        try:
+            return await open_posix_stream(self.config)
+        except LookupError as error:
+            raise LineOpenError(resource=self.config.path, reason=str(error)) from error
+        except ValueError as error:  # pyserial's word for a setting that the driver refuses
+            raise LineOpenError(resource=self.config.path, reason=f"a setting is refused: {error}") from error
+        except OSError as error:
+            raise explain_open_failure(self.config.path, error) from error
 
     async def _close_stream(self, timeout: float) -> None:
         stream, self._stream = self._stream, None
         self.buffer.clear()
-        self._recovery.forget_unsent()
         if stream is not None and not await stream.aclose(timeout):
             _log.warning("%s: the driver has not let it close for %g s", self.config.path, timeout)
 
@@ -179,22 +292,32 @@ class SerialLine:
         try:
             await self._recovery.run(self.stream)
         except NeverCleanError as error:
+            if error.reopening_may_help and not self._reopened:
+                await self._reopen()
+                await self._recover()
+                return
             self.note(LineEvent.GAVE_UP)
-            self._retry_at = trio.current_time() + self._retry_after
-            retry_in, self._retry_after = self._retry_after, min(2 * self._retry_after, _LAST_RETRY)
-            raise LineUnusableError(resource=self.config.path, reason=str(error), retry_in=retry_in) from error
+            self._until_retry.failed()
+            raise LineUnusableError(
+                resource=self.config.path, reason=str(error), retry_in=self._until_retry.left()
+            ) from error
         self.buffer.clear()
-        self._retry_after = _FIRST_RETRY
+        self._reopened = False
+        self._until_retry.succeeded()
         self.recoveries += 1
         self.note(LineEvent.RECOVERED)
 
+    async def _reopen(self) -> None:
+        """Give the driver a new start. What is owed is still owed: a serial line remembers nothing of its opens."""
+        _log.info("%s: is opened anew, since it does not become clean", self.config.path)
+        self._reopened = True
+        self.note(LineEvent.HUNG_UP)
+        await self._close_stream(_CLOSE_TIMEOUT)
+        await self.open()
+        self.phase = "resync"
+
     def _refuse_before_retry(self) -> None:
-        retry_in = self._retry_at - trio.current_time()
-        if retry_in > 0:
+        if (retry_in := self._until_retry.left()) > 0:
             raise LineUnusableError(
                 resource=self.config.path, reason="it could not be made clean before", retry_in=retry_in
             )
-
-    def _refuse_if_closed(self) -> None:
-        if self.closed:
-            raise trio.ClosedResourceError(f"{self.config.path} was closed")

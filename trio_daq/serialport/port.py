@@ -11,18 +11,21 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 
 import attrs
 import trio
 
-from trio_daq.errors import AcquireTimeoutError, LineLostError, SessionClosedError
+from trio_daq.errors import AcquireTimeoutError, LineLostError, LineOpenError, SessionClosedError
+from trio_daq.serialport.greeting import greet
 from trio_daq.serialport.guard import SerialGuard
+from trio_daq.serialport.keeper import keep_line
 from trio_daq.serialport.line import SerialLine
 from trio_daq.serialport.settings import SerialPortConfig
 from trio_daq.serialport.state import LineState
 from trio_daq.sharing import Claim, Lease, LeaseStatistics, LineKind
+from trio_daq.wire import TraceEntry
 
 
 @attrs.frozen
@@ -36,6 +39,9 @@ class PortStatistics:
         opens: How often the line was opened.
         recoveries: How often it was made clean.
         late_bytes: Bytes of late replies that were dropped on the way.
+        stray_bytes: Bytes that came unasked and were dropped.
+        unmatched: Replies that did not fit their question and were dropped.
+        unsolicited: Lines that went to the side channel.
     """
 
     lease: LeaseStatistics
@@ -44,6 +50,9 @@ class PortStatistics:
     opens: int
     recoveries: int
     late_bytes: int
+    stray_bytes: int
+    unmatched: int
+    unsolicited: int
 
 
 class SharedSerialPort:
@@ -79,8 +88,8 @@ class SharedSerialPort:
 
     @property
     def baud_rate(self) -> int:
-        """Bits per second."""
-        return self.config.baud_rate
+        """Bits per second, now."""
+        return self._line.baud_rate
 
     @property
     def state(self) -> LineState:
@@ -95,7 +104,9 @@ class SharedSerialPort:
         """Return who has the port, or None. Right at any moment, also during I/O."""
         return self._lease.holder
 
-    def acquire(self, owner: str | None = None, timeout: float | None = None) -> PortAcquisition:
+    def acquire(
+        self, owner: str | None = None, timeout: float | None = None, station: str | None = None
+    ) -> PortAcquisition:
         """Return an ``async with`` block that gives *owner* a `SerialGuard`.
 
         One deadline covers the wait in line, opening, and making the line clean after somebody's unfinished exchange.
@@ -104,9 +115,11 @@ class SharedSerialPort:
         Args:
             owner: Who wants it; the member's id or the task's name if omitted.
             timeout: Seconds, None for the port's ``acquire_timeout``; 0 does not wait for another owner.
+            station: Which of the port's stations is to be talked to, if it has any.
 
         Raises:
-            TypeError, ValueError: At once, if *owner* is empty or *timeout* no finite number of seconds.
+            TypeError, ValueError: At once, if *owner* is empty, *timeout* no finite number of seconds, or *station*
+                none of the port's.
             PortBusyError: On entering, if *timeout* is 0 and somebody has it.
             AcquireTimeoutError: On entering, if it was not granted, open and clean in time.
             LineOpenError: On entering, if it cannot be opened.
@@ -117,7 +130,11 @@ class SharedSerialPort:
             LeaseRevokedError: On leaving, if it was taken back because of ``max_hold``.
             SessionClosedError: On entering, if the port is closed.
         """
-        return PortAcquisition(self, self._lease.hold(owner, timeout))
+        stations = self.config.stations
+        if (station not in stations) if stations else station is not None:
+            known = ", ".join(repr(name) for name in stations) or "none"
+            raise ValueError(f"{self.path}: station must be one of its stations, not {station!r}; it has: {known}")
+        return PortAcquisition(self, self._lease.hold(owner, timeout), station)
 
     def revoke(self, reason: str) -> str | None:
         """Take the port back from its owner and give it to the next in line; return who had it, None if nobody.
@@ -142,8 +159,44 @@ class SharedSerialPort:
 
     async def recover(self, owner: str | None = None, timeout: float | None = None) -> None:
         """Take the port, open it and make it clean. Raises what `acquire` raises."""
-        async with self.acquire(owner, timeout):
-            pass
+        async with self._lease.hold(owner, timeout) as claim:
+            with self._explaining(claim):
+                await self._make_ready(claim, None)
+
+    def assume_off(self, station: str) -> None:
+        """Take it that *station* is switched off and owes nothing, so that the others can go on.
+
+        It has to answer its sync query before it is talked to again.
+
+        Raises:
+            ValueError: If the port has no such station.
+        """
+        if station not in self.config.stations:
+            raise ValueError(f"{self.path}: it has no station {station!r}")
+        self._line.assume_off(station)
+
+    async def keep(self) -> None:
+        """Look after the port until it is closed: make it clean, or open it again, also while nobody wants it.
+
+        A `DualRuntimeManager` runs this for each of its ports. Without it the first in line does that work, on their
+        own deadline.
+        """
+        await keep_line(self._lease, self._line, self._make_ready_at_once)
+
+    def unsolicited(self, room: int = 100) -> AbstractContextManager[trio.MemoryReceiveChannel[bytes]]:
+        """Return a ``with`` block that gives the lines which the instrument sends by itself, without terminator.
+
+        Which they are says ``SerialPortConfig.unsolicited``. They are noticed when somebody uses the port, or within a
+        second where `keep` runs.
+
+        Args:
+            room: Lines that may wait to be read; more are lost.
+        """
+        return self._line.unsolicited.subscribe(room)
+
+    def trace(self) -> tuple[TraceEntry, ...]:
+        """Return the last 200 exchanges, oldest first."""
+        return self._line.trace.entries()
 
     def statistics(self) -> PortStatistics:
         """Return a snapshot for displays, health checks and tests."""
@@ -154,6 +207,9 @@ class SharedSerialPort:
             opens=self._line.opens,
             recoveries=self._line.recoveries,
             late_bytes=self._line.dropped,
+            stray_bytes=self._line.stray,
+            unmatched=self._line.unmatched,
+            unsolicited=self._line.unsolicited.count,
         )
 
     async def aclose(self, timeout: float = 2.0) -> None:
@@ -163,28 +219,54 @@ class SharedSerialPort:
         """
         await self._line.aclose(timeout)
 
-    async def _prepare(self, claim: Claim) -> SerialGuard:
+    async def _prepare(self, claim: Claim, station: str | None) -> SerialGuard:
         """Make the line ready for the owner of *claim*, within their deadline."""
-        with self._explaining(claim):
-            if not await self._ready_at_once():
-                try:
-                    await self._in_time(claim, self._line.make_ready)
-                except trio.BrokenResourceError:
-                    await self._line.hang_up()
-                    raise
-        guard = SerialGuard(self._line, claim, self._exchanges)
+        line = self._line
+        ready = line.state is LineState.CLEAN or line.state is LineState.SUSPECT
+        if not (ready and line.greeted and await self._caught_up(claim)):
+            with self._explaining(claim):
+                await self._make_ready(claim, station)
+        guard = SerialGuard(line, claim, self._exchanges, station)
         claim.on_revoked = guard._revoked
+        if not line.greeted:
+            try:
+                with self._explaining(claim):
+                    await self._in_time(claim, lambda: greet(guard, line))
+            except BaseException:
+                guard._release(failed=True)
+                raise
         return guard
 
-    async def _ready_at_once(self) -> bool:
-        if self._line.state not in (LineState.CLEAN, LineState.SUSPECT):
-            return False
+    async def _caught_up(self, claim: Claim) -> bool:
         try:
-            self._line.catch_up()
+            self._line.catch_up(claim.granted_at)
         except trio.BrokenResourceError:  # it went away while nobody looked: it may be back already
             await self._line.hang_up()
             return False
         return True
+
+    async def _make_ready(self, claim: Claim, station: str | None) -> None:
+        await self._in_time(claim, lambda: self._patiently(station))
+
+    async def _patiently(self, station: str | None) -> None:
+        """Make the line ready; where it went away, wait for it to come back."""
+        while True:
+            try:
+                await self._make_ready_at_once(station)
+            except LineOpenError:
+                if not (self.config.reconnect and self._line.opens):
+                    raise
+                await self._line.wait_next_try()
+            else:
+                return
+
+    async def _make_ready_at_once(self, station: str | None = None) -> None:
+        try:
+            await self._line.make_ready(station)
+            self._line.catch_up(trio.current_time())
+        except trio.BrokenResourceError:
+            await self._line.hang_up()
+            raise
 
     async def _in_time(self, claim: Claim, step: Callable[[], Awaitable[None]]) -> None:
         with trio.move_on_at(claim.deadline):
@@ -198,6 +280,7 @@ class SharedSerialPort:
             waited=trio.current_time() - claim.asked_at,
             position=0,
             phase=self._line.phase,
+            reason=self._line.trouble,
         )
 
     @contextmanager
@@ -213,16 +296,17 @@ class SharedSerialPort:
 class PortAcquisition:
     """The ``async with`` block of `SharedSerialPort.acquire`."""
 
-    __slots__ = ("_claim", "_guard", "_port")
+    __slots__ = ("_claim", "_guard", "_port", "_station")
 
-    def __init__(self, port: SharedSerialPort, claim: Claim) -> None:
+    def __init__(self, port: SharedSerialPort, claim: Claim, station: str | None) -> None:
         self._port = port
         self._claim = claim
+        self._station = station
 
     async def __aenter__(self) -> SerialGuard:
         await self._claim.__aenter__()
         try:
-            self._guard = await self._port._prepare(self._claim)
+            self._guard = await self._port._prepare(self._claim, self._station)
         except BaseException:
             self._claim.release()
             raise

@@ -13,6 +13,8 @@ import errno
 import fcntl
 import os
 import termios
+from collections.abc import Callable
+from typing import TypeVar
 
 import serial
 import trio
@@ -22,6 +24,11 @@ from trio_daq.sharing import WorkerThread
 
 _CHUNK = 4096
 """Bytes read at once: as much as a Linux tty buffers (N_TTY_BUF_SIZE)."""
+
+_CONTROL_TIMEOUT = 5.0
+"""Seconds for a break, or for setting or reading wires."""
+
+_T = TypeVar("_T")
 
 _MOST_CHUNKS = 64
 """Reads in a row after which all that a driver had buffered was read: a line that floods us must not stop the loop."""
@@ -93,6 +100,17 @@ class PosixByteStream:
         if self._fd >= 0:
             trio.lowlevel.notify_closing(self._fd)
 
+    async def control(self, work: Callable[[serial.Serial], _T]) -> _T:
+        """Call *work* with the pyserial object, in the thread of the line. Shielded: the thread goes on in any case.
+
+        Raises:
+            OSError: If the device or its driver refuses.
+        """
+        self._open_fd()
+        with trio.CancelScope(shield=True):
+            return await self._worker.run(_with_one_error, work, self._line, timeout=_CONTROL_TIMEOUT)
+        raise AssertionError("a scope without a deadline swallows nothing")
+
     async def aclose(self, timeout: float) -> bool:
         """Close the line; unsent bytes are thrown away. Bounded by *timeout*, and shielded from cancellation.
 
@@ -163,3 +181,10 @@ def _close(line: serial.Serial) -> None:
 
 def _words(error: OSError) -> str:
     return "the device is gone" if error.errno in (errno.EIO, errno.ENXIO, errno.ENODEV) else str(error)
+
+
+def _with_one_error(work: Callable[[serial.Serial], _T], line: serial.Serial) -> _T:
+    try:
+        return work(line)
+    except termios.error as error:  # neither an OSError nor a SerialException
+        raise OSError(*error.args) from error

@@ -2,12 +2,14 @@
 
 The steps and their progress belong to the line, not to a caller: whoever is next in line runs them on their own
 deadline, and who comes after goes on where they stopped. First the rest of a half-written command is sent, since half
-a command would swallow the next one. Then, if the instrument has a sync query, it is asked, and all is read away up to
-its answer; a question that was asked is awaited further, not asked again by the next caller. Without one, the line is
-read away until it has been quiet for long enough.
+a command would swallow the next one. Then each station that owes a reply is asked its sync query, and all is read away
+up to its answer; a question that was asked is awaited further, not asked again by the next caller. A line whose
+instrument has no sync query is read away until it has been quiet for long enough.
 
 What it promises: an instrument answers in order, so after a sync query with a number of its own no late reply reaches
 anybody, however late it is. Without a sync query that holds for replies late by less than the quiet time.
+
+Invariant: ``_owing`` holds the stations whose reply may still come; a line with one instrument has the station None.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from trio_daq.serialport.settings import SerialPortConfig
+from trio_daq.serialport.unsolicited import UnsolicitedLines
 from trio_daq.wire import ReceiveBuffer, SyncQuestion, SyncSequence
 
 if TYPE_CHECKING:
@@ -31,41 +34,86 @@ _PATIENCE = 10
 
 
 class NeverCleanError(Exception):
-    """The line goes on talking, takes no bytes, or does not answer its sync query."""
+    """The line goes on talking, takes no bytes, or does not answer its sync query.
+
+    Attributes:
+        reopening_may_help: Whether a new connection could change that.
+    """
+
+    def __init__(self, trouble: str, *, reopening_may_help: bool) -> None:
+        super().__init__(trouble)
+        self.reopening_may_help = reopening_may_help
 
 
 class Recovery:
     """What one line still needs to become clean.
 
+    Args:
+        config: Settings of the line.
+        unsolicited: Takes the lines that the instrument sends by itself.
+
     Attributes:
         dropped: Bytes of late replies thrown away so far, over the life of the line.
     """
 
-    def __init__(self, config: SerialPortConfig) -> None:
+    def __init__(self, config: SerialPortConfig, unsolicited: UnsolicitedLines) -> None:
         self.dropped = 0
         self._config = config
         self._quiet = config.quiet
-        self._questions = SyncSequence(config.sync_query) if config.sync_query is not None else None
+        self._unsolicited = unsolicited
+        queries = {None: config.sync_query} if not config.stations else config.stations
+        self._questions: dict[str | None, SyncSequence | None] = {
+            station: None if query is None else SyncSequence(query) for station, query in queries.items()
+        }
+        self._owing: dict[str | None, None] = {}
+        self._assumed_off: set[str | None] = set()
         self._question: SyncQuestion | None = None
         self._asked_at = 0.0
         self._answered = 0
         self._read = ReceiveBuffer()
         self._unsent = b""
-        self._last_byte_at = -float("inf")
+        self._due = self._last_byte_at = -math.inf
+        self._replies = 0
         self._budget = 0.0
 
-    def begin(self, unsent: bytes = b"", due: float = -math.inf) -> None:
+    @property
+    def can_ask(self) -> bool:
+        """Whether the line has a sync query, by which a doubt can be removed."""
+        return None not in self._questions.values()
+
+    def owe(self, station: str | None, *, all_stations: bool = False) -> None:
+        """Note that a reply of *station*, or of any, may still come."""
+        self._owing.update(dict.fromkeys(self._questions if all_stations else (station,)))
+
+    def assume_off(self, station: str) -> None:
+        """Take it that *station* is switched off and owes nothing; it is asked again before it is used again."""
+        self._owing.pop(station, None)
+        self._assumed_off.add(station)
+        self._question = None
+
+    def must_ask_first(self, station: str | None) -> bool:
+        """Return whether *station* was assumed to be off until now, that it is to be used."""
+        if station not in self._assumed_off:
+            return False
+        self._assumed_off.remove(station)
+        return True
+
+    def begin(self, unsent: bytes = b"", due: float = -math.inf, replies: int = 0) -> None:
         """Start anew: an exchange has just been left, with *unsent* the part of its command that was not written.
 
         What an earlier exchange left unsent is still to be sent, before that. A reply is late only after *due*, a
-        Trio time: who leaves early does not make it late, so silence counts from then.
+        Trio time: who leaves early does not make it late, so silence counts from then, or from when all *replies*
+        have come.
         """
+        now = trio.current_time()
+        self._due = due
+        self._replies = replies
         self._unsent += unsent
         self._question = None
         self._answered = 0
         self._read.clear()
-        self._last_byte_at = max(trio.current_time(), due)
-        self._budget = _PATIENCE * self._quiet + self._last_byte_at - trio.current_time()
+        self._last_byte_at = max(now, due)
+        self._budget = _PATIENCE * self._quiet * max(1, len(self._owing)) + self._last_byte_at - now
 
     def forget_unsent(self) -> None:
         """Send no rest of a command any more: the connection that had its first half is gone."""
@@ -84,33 +132,39 @@ class Recovery:
             # A cancellation can come late, so that more than the budget is spent.
             with trio.move_on_after(max(0.0, self._budget)):
                 await self._finish_write(stream)
-                if self._questions is None:
-                    await self._drain(stream)
-                else:
-                    await self._synchronise(stream, self._questions)
+                for station in tuple(self._owing):
+                    questions = self._questions[station]
+                    if questions is None:
+                        await self._drain(stream)
+                    else:
+                        await self._synchronise(stream, questions)
+                    del self._owing[station]
                 return
         finally:
             self._budget -= trio.current_time() - started
-        raise NeverCleanError(self._trouble())
+        raise NeverCleanError(self._trouble(), reopening_may_help=not self._unsent)
 
     def _trouble(self) -> str:
         if self._unsent:
             return "it takes no bytes"
-        if self._questions is not None:
-            return f"it has not answered its sync query for {_PATIENCE * self._quiet:g} s"
+        if self.can_ask:
+            station = next(iter(self._owing), None)
+            who = "it" if station is None else f"its station {station!r}"
+            return f"{who} has not answered its sync query for {_PATIENCE * self._quiet:g} s"
         return f"it has not been quiet for {self._quiet:g} s at a time"
 
     async def _finish_write(self, stream: PosixByteStream) -> None:
         while self._unsent:
             count = stream.write_nowait(memoryview(self._unsent))
             self._unsent = self._unsent[count:]
-            self._last_byte_at = trio.current_time()
+            self._last_byte_at = max(self._last_byte_at, trio.current_time())
             if self._unsent:
                 await stream.wait_writable()
 
     async def _drain(self, stream: PosixByteStream) -> None:
         while True:
-            self._drop(stream.read_nowait())
+            # Lines that the instrument sends by itself do not count: it may send them for ever.
+            self._drop(self._unsolicited.sift(stream.read_nowait()))
             left = self._last_byte_at + self._quiet - trio.current_time()
             if left <= 0:
                 return
@@ -128,6 +182,7 @@ class Recovery:
             if await self._is_answered(stream, self._question, self._asked_at + patience):
                 self._answered += 1
             self._question = None  # if it, or its answer, was lost, it is asked again, with another number
+        self._answered = 0
 
     async def _is_answered(self, stream: PosixByteStream, question: SyncQuestion, deadline: float) -> bool:
         """Read lines up to the answer to *question*, and return whether it came before *deadline*."""
@@ -137,8 +192,8 @@ class Recovery:
             while (line := self._read.take_until(terminator)) is not None:
                 if question.is_answered_by(line[: -len(terminator)]):
                     return True
-                self.dropped += len(line)
-                _log.info("%s: dropped a late reply: %r", self._config.path, line[:80])
+                if not self._unsolicited.claims(line):
+                    self._drop(line)
             if trio.current_time() >= deadline:
                 return False
             with trio.move_on_at(deadline):
@@ -147,5 +202,7 @@ class Recovery:
     def _drop(self, late: bytes) -> None:
         if late:
             self.dropped += len(late)
-            self._last_byte_at = trio.current_time()
+            self._replies -= late.count(self._config.read_terminator)
+            now = trio.current_time()
+            self._last_byte_at = max(now, self._due) if self._replies > 0 else now
             _log.info("%s: dropped %d late bytes: %r", self._config.path, len(late), late[:80])

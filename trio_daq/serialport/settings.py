@@ -6,12 +6,13 @@ Settings are frozen and checked when they are built, so a port never meets a val
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import attrs
 
-from trio_daq.sharing import positive_int, positive_seconds
-from trio_daq.wire import SyncQuery, parse_terminator
+from trio_daq.sharing import checked_timeout, positive_int, positive_seconds
+from trio_daq.wire import Exchange, SyncQuery, check_pattern, parse_terminator
 
 
 class SerialParity(enum.Enum):
@@ -47,12 +48,41 @@ def _terminator(_: Any, attribute: attrs.Attribute[Any], value: bytes) -> None:
         raise ValueError(f"{attribute.name} must be at least one byte, such as '\\n', not {value!r}")
 
 
+def _pause(_: Any, attribute: attrs.Attribute[Any], value: float) -> None:
+    checked_timeout(value, attribute.name)
+
+
+def _pattern(_: Any, attribute: attrs.Attribute[Any], value: bytes) -> None:
+    check_pattern(attribute.name, value)
+
+
+def _as_bytes(value: Any) -> Any:
+    return value.encode("ascii") if isinstance(value, str) else value
+
+
+def _station_names(_: Any, __: attrs.Attribute[Any], value: Mapping[str, SyncQuery]) -> None:
+    for name, query in value.items():
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"stations must have names, not {name!r}")
+        if not isinstance(query, SyncQuery):
+            raise TypeError(f"stations must each have a sync query, and that of {name!r} is {query!r}")
+
+
+def _steps(value: Any) -> Any:
+    return tuple(value) if isinstance(value, (list, tuple)) else value
+
+
+_is_bool = attrs.validators.instance_of(bool)
+
+
 @attrs.frozen(kw_only=True)
 class SerialPortConfig:
     r"""Settings of one serial line.
 
     Attributes:
-        path: Device path, for example ``/dev/ttyUSB0`` or a ``/dev/serial/by-id/…`` link.
+        path: Device path, for example ``/dev/ttyUSB0`` or a ``/dev/serial/by-id/…`` link; ``usb:VID:PID`` or
+            ``usb:VID:PID:SERIAL``, wherever the device is plugged in; a COM name; or a URL that pyserial knows, such as
+            ``socket://HOST:PORT``.
         baud_rate: Bits per second.
         data_bits: 5, 6, 7 or 8.
         stop_bits: 1, 1.5 or 2.
@@ -68,10 +98,23 @@ class SerialPortConfig:
             longest delay. With one, it is how long its answer is awaited before it is asked again.
         sync_query: A harmless question with a known answer, by which late replies are told apart from the next one
             however late they are; None if the instrument has none.
-        on_acquire: ``"discard"`` throws away input that came while nobody had the line, ``"keep"`` leaves it.
+        stations: On a bus with several instruments, the sync query of each by its name: ``acquire`` then names the
+            station, and the one that owes a reply has to answer before anybody else gets the line.
+        min_gap: Seconds of silence between the last byte on the line and the next command.
+        char_delay: Seconds between the bytes of a command, for instruments that lose them otherwise.
+        echo: The instrument sends each command back before its reply: it is read and compared.
+        unsolicited: A regular expression for whole lines that the instrument sends by itself. They go to
+            `SharedSerialPort.unsolicited` instead of being taken as replies; empty for none.
+        on_acquire: ``"discard"`` throws away input that came while nobody had the line, ``"keep"`` leaves it to who
+            reads next. A query starts on an empty line in any case.
         max_hold: Seconds after which the port is taken back from whoever has it, and their block cancelled; None for
             never.
         exclusive: Refuse the port when another program has it, and keep others out.
+        reconnect: After the device went away, wait for it to come back, within the deadline of whoever is in line;
+            False gives the first error.
+        identify: Asked whenever the port has been opened; another reply than the expected one means another device.
+        on_reconnect: Steps to take when the device has come back, before anybody gets the port.
+        trace: Log every message to ``trio_daq.trace``. The last 200 exchanges are kept in any case.
     """
 
     path: str = attrs.field(validator=_path)
@@ -92,11 +135,32 @@ class SerialPortConfig:
     sync_query: SyncQuery | None = attrs.field(
         default=None, validator=attrs.validators.optional(attrs.validators.instance_of(SyncQuery))
     )
+    stations: Mapping[str, SyncQuery] = attrs.field(factory=dict, validator=_station_names, hash=False)
+    min_gap: float = attrs.field(default=0.0, validator=_pause)
+    char_delay: float = attrs.field(default=0.0, validator=_pause)
+    echo: bool = attrs.field(default=False, validator=_is_bool)
+    unsolicited: bytes = attrs.field(default=b"", converter=_as_bytes, validator=_pattern)
     on_acquire: Literal["discard", "keep"] = attrs.field(
         default="discard", validator=attrs.validators.in_(("discard", "keep"))
     )
     max_hold: float | None = attrs.field(default=None, validator=positive_seconds)
-    exclusive: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
+    exclusive: bool = attrs.field(default=True, validator=_is_bool)
+    reconnect: bool = attrs.field(default=True, validator=_is_bool)
+    identify: Exchange | None = attrs.field(
+        default=None, validator=attrs.validators.optional(attrs.validators.instance_of(Exchange))
+    )
+    on_reconnect: tuple[Exchange, ...] = attrs.field(
+        default=(),
+        converter=_steps,
+        validator=attrs.validators.deep_iterable(attrs.validators.instance_of(Exchange)),
+    )
+    trace: bool = attrs.field(default=False, validator=_is_bool)
+
+    def __attrs_post_init__(self) -> None:
+        if self.stations and self.sync_query is not None:
+            raise ValueError("a port has either stations, each with its own sync query, or one sync_query")
+        if self.identify is not None and not self.identify.query:
+            raise ValueError("identify must be a query, such as Exchange(query='*IDN?', expect='ACME,.*')")
 
     @property
     def quiet(self) -> float:

@@ -14,7 +14,7 @@ class LineState(enum.Enum):
     CLEAN = "clean"
     """Every command got its reply: the next byte belongs to the next command."""
     SUSPECT = "suspect"
-    """A command was written and no reply read: one may come if the command was a query."""
+    """More may come than was asked for: a reply to a command that was left unread, an echo, an unasked line."""
     DIRTY = "dirty"
     """An exchange was left unfinished: its reply may still come."""
     LOST = "lost"
@@ -27,9 +27,9 @@ class LineEvent(enum.Enum):
     """What can happen to a line."""
 
     OPENED = "opened"
-    FINISHED = "finished"
-    UNANSWERED = "released after a write that no read followed"
+    DOUBTED = "released after a write that no read followed, or more bytes came than were asked for"
     INTERRUPTED = "timed out, cancelled or failed in the middle of an exchange"
+    QUESTIONED = "a doubt is to be removed by asking"
     RECOVERED = "recovered"
     GAVE_UP = "recovery gave up"
     RETRIED = "recovery is tried again"
@@ -40,12 +40,13 @@ _S, _E = LineState, LineEvent
 
 _MOVES: dict[LineState, dict[LineEvent, LineState]] = {
     _S.CLEAN: {
-        _E.UNANSWERED: _S.SUSPECT,
+        _E.DOUBTED: _S.SUSPECT,
         _E.INTERRUPTED: _S.DIRTY,
         _E.HUNG_UP: _S.LOST,
     },
     _S.SUSPECT: {
-        _E.FINISHED: _S.CLEAN,
+        _E.RECOVERED: _S.CLEAN,
+        _E.QUESTIONED: _S.DIRTY,
         _E.INTERRUPTED: _S.DIRTY,
         _E.HUNG_UP: _S.LOST,
     },

@@ -387,7 +387,8 @@ def test_tables_inside_a_port_name_each_mistake(tmp_path):
     """Stations, identify and on_reconnect are read from tables, and every wrong one of them is named by its place."""
     file = tmp_path / "lab.toml"
     file.write_text(
-        "[v2]\n[serial.bus]\npath = '/dev/a'\nunsolicited = 'EVENT .*'\nidentify = { query = '*IDN?', expect = 'A.*' }\n"
+        "[v2]\n[serial.bus]\npath = '/dev/a'\nunsolicited = 'EVENT .*'\n"
+        "identify = { query = '*IDN?', expect = 'A.*' }\n"
         "on_reconnect = [ { write = 'RST' }, { query = 'MODE?', expect = '0' } ]\n"
         "[serial.bus.stations]\none = { query = '1 ECHO {nonce}', answer = '1 {nonce}' }\n"
     )
@@ -398,7 +399,8 @@ def test_tables_inside_a_port_name_each_mistake(tmp_path):
     file.write_text(
         "[v2]\n[serial.bad]\npath = '/dev/a'\nidentify = { query = '*IDN?', expects = 'A' }\n"
         "on_reconnect = [ { write = 'RST' }, { querys = 'MODE?' }, 3 ]\nunsolicited = '('\n"
-        "stations = { a = 3, b = { query = 'x' } }\n[serial.worse]\npath = '/dev/b'\nstations = 3\non_reconnect = 'RST'\n"
+        "stations = { a = 3, b = { query = 'x' } }\n"
+        "[serial.worse]\npath = '/dev/b'\nstations = 3\non_reconnect = 'RST'\n"
     )
     with pytest.raises(ConfigError) as caught:
         DualConfig.load_from_file(file)
@@ -406,8 +408,10 @@ def test_tables_inside_a_port_name_each_mistake(tmp_path):
         "serial.bad.identify.expects: unknown key (did you mean 'expect'?)",
         "serial.bad.on_reconnect[1].querys: unknown key (did you mean 'query'?)",
         "serial.bad.on_reconnect[2]: expected a table, got 3",
-        "serial.bad.unsolicited: must be a regular expression, and b'(' is none: missing ), unterminated subpattern at "
-        "position 0",
+        (
+            "serial.bad.unsolicited: must be a regular expression, and b'(' is none: "
+            "missing ), unterminated subpattern at position 0"
+        ),
         "serial.bad.stations.a: expected a table, got 3",
         "serial.bad.stations.b: the key 'answer' is missing",
         "serial.worse.stations: expected a table of tables, got 3",

@@ -113,15 +113,15 @@ class SerialGuard:
             match: A regular expression that the reply must contain. Lines that do not are dropped and counted, and
                 the line is made clean before its next command.
         """
-        return await self._bounded(self._query, timeout, data, match)
+        return await self._bounded(self._query, timeout, _bytes(data), match)
 
     async def write_all(self, data: bytes, *, timeout: float | None = None) -> None:
         """Write all of *data*, for which a reply may come. It gets no terminator."""
-        await self._bounded(self._write_all, timeout, data)
+        await self._bounded(self._write_all, timeout, _bytes(data))
 
     async def write_only(self, data: bytes, *, timeout: float | None = None) -> None:
         """Write all of *data*, and declare that no reply comes. It gets no terminator."""
-        await self._bounded(self._write_only, timeout, data)
+        await self._bounded(self._write_only, timeout, _bytes(data))
 
     async def read(self, max_bytes: int, *, timeout: float | None = None) -> bytes:
         """Read some bytes: at least one, at most *max_bytes*."""
@@ -249,8 +249,6 @@ class SerialGuard:
     async def _send(self, data: bytes) -> None:
         """Write *data* on a clean line."""
         line, config = self._line, self._line.config
-        if not isinstance(data, (bytes, bytearray)):
-            raise TypeError(f"data is bytes, not {data!r}")
         if self._interrupted or self._doubt is not None:
             # An exchange of this same owner was left unfinished: its late reply must not answer this command.
             self._settle(failed=True)
@@ -425,7 +423,7 @@ class SerialGuard:
         event = self._doubt
         if self._interrupted or (self._owed and failed):
             event = LineEvent.INTERRUPTED
-        elif event is None and (self._owed or len(line.buffer)):
+        elif event is None and (self._owed or line.has_leftover()):
             event = LineEvent.DOUBTED
         if event is not None:
             line.note(event, self.station, unsent=self._unsent, due=self._due, replies=max(1, self._owed))
@@ -439,3 +437,9 @@ class SerialGuard:
 
     def _lost(self, reason: str) -> LineLostError:
         return LineLostError(resource=self._line.config.path, owner=self.owner, reason=reason, sent=self.sent)
+
+
+def _bytes(data: bytes) -> bytes:
+    if not isinstance(data, (bytes, bytearray)):
+        raise TypeError(f"data is bytes, not {data!r}")
+    return data

@@ -139,12 +139,17 @@ class SerialLine:
         Raises:
             trio.BrokenResourceError: If the device hung up meanwhile.
         """
-        came = self.stream.read_all_nowait()
+        self.buffer.feed(self.stream.read_all_nowait())
         self.looked_at = now
-        if came:
-            self.buffer.feed(self.unsolicited.sift(came))
-        if self.config.on_acquire == "discard" and len(self.buffer):
+        if self.has_leftover() and self.config.on_acquire == "discard":
             self.doubt_input()
+
+    def has_leftover(self) -> bool:
+        """Return whether bytes have come that nobody read, other than lines that the instrument sends by itself."""
+        if not len(self.buffer):
+            return False
+        self.buffer.feed(self.unsolicited.sift(self.buffer.clear()))
+        return len(self.buffer) > 0
 
     def doubt_input(self) -> None:
         """Throw away what came unasked. Whatever sent it may send more, so the line is suspect."""

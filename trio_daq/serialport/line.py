@@ -34,6 +34,10 @@ _CLOSE_TIMEOUT = 2.0
 """Seconds for closing a line whose device went away, or that is only opened anew."""
 
 
+_IN_ORDER = (LineState.CLEAN, LineState.SUSPECT)
+"""States in which nobody has to wait for the line; what a doubt costs is paid by the next command."""
+
+
 class SerialLine:
     """One physical line, opened when it is first needed.
 
@@ -125,7 +129,7 @@ class SerialLine:
             self._recovery.owe(station)
         if self.state is LineState.DIRTY:
             self._recovery.begin(unsent, due, replies)
-        if self.state in (LineState.CLEAN, LineState.SUSPECT):
+        if self.state in _IN_ORDER:
             if self.in_trouble.is_set():
                 self.in_trouble = trio.Event()
         else:
@@ -217,6 +221,10 @@ class SerialLine:
         with trio.move_on_after(seconds):
             await self._closing.wait()
 
+    def is_ready_for(self, station: str | None) -> bool:
+        """Return whether it can be handed out as it is, to somebody who talks to *station*."""
+        return self.greeted and self.state in _IN_ORDER and not self._recovery.is_assumed_off(station)
+
     async def make_ready(self, station: str | None = None) -> None:
         """Open the line if it is not, and make it clean if it is not. Cancellation keeps the progress.
 
@@ -231,7 +239,7 @@ class SerialLine:
         """
         await self.open()
         self.phase = "resync"
-        if self._recovery.must_ask_first(station):
+        if self._recovery.is_assumed_off(station):
             self.note(LineEvent.INTERRUPTED, station)
         if self.state is LineState.UNUSABLE:
             self._refuse_before_retry()
@@ -256,7 +264,9 @@ class SerialLine:
 
     async def hang_up(self) -> None:
         """Note that the device is gone and let go of its descriptor; the line can be opened again."""
+        self.trouble = "it went away"
         self.note(LineEvent.HUNG_UP)
+        self._until_open.failed()
         await self._close_stream(_CLOSE_TIMEOUT)
         self._recovery.forget_unsent()
 

@@ -123,7 +123,7 @@ class SharedSerialPort:
             PortBusyError: On entering, if *timeout* is 0 and somebody has it.
             AcquireTimeoutError: On entering, if it was not granted, open and clean in time.
             LineOpenError: On entering, if it cannot be opened.
-            LineLostError: On entering, if the device went away while it was made clean.
+            LineLostError: On entering, if the device went away while it was made clean, and is not to be waited for.
             LineUnusableError: On entering, if it cannot be made clean.
             DeadlockError: On entering, if waiting for it would close a circle.
             LockOrderError: On entering, if the task has something of a higher kind.
@@ -222,8 +222,7 @@ class SharedSerialPort:
     async def _prepare(self, claim: Claim, station: str | None) -> SerialGuard:
         """Make the line ready for the owner of *claim*, within their deadline."""
         line = self._line
-        ready = line.state is LineState.CLEAN or line.state is LineState.SUSPECT
-        if not (ready and line.greeted and await self._caught_up(claim)):
+        if not (line.is_ready_for(station) and await self._caught_up(claim)):
             with self._explaining(claim):
                 await self._make_ready(claim, station)
         guard = SerialGuard(line, claim, self._exchanges, station)
@@ -253,7 +252,7 @@ class SharedSerialPort:
         while True:
             try:
                 await self._make_ready_at_once(station)
-            except LineOpenError:
+            except (LineOpenError, trio.BrokenResourceError):
                 if not (self.config.reconnect and self._line.opens):
                     raise
                 await self._line.wait_next_try()

@@ -84,6 +84,7 @@ class Recovery:
     def owe(self, station: str | None, *, all_stations: bool = False) -> None:
         """Note that a reply of *station*, or of any, may still come."""
         self._owing.update(dict.fromkeys(self._questions if all_stations else (station,)))
+        self._assumed_off.difference_update(self._owing)
 
     def assume_off(self, station: str) -> None:
         """Take it that *station* is switched off and owes nothing; it is asked again before it is used again."""
@@ -91,12 +92,9 @@ class Recovery:
         self._assumed_off.add(station)
         self._question = None
 
-    def must_ask_first(self, station: str | None) -> bool:
-        """Return whether *station* was assumed to be off until now, that it is to be used."""
-        if station not in self._assumed_off:
-            return False
-        self._assumed_off.remove(station)
-        return True
+    def is_assumed_off(self, station: str | None) -> bool:
+        """Return whether *station* has to be asked before it is used."""
+        return station in self._assumed_off
 
     def begin(self, unsent: bytes = b"", due: float = -math.inf, replies: int = 0) -> None:
         """Start anew: an exchange has just been left, with *unsent* the part of its command that was not written.

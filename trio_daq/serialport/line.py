@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Awaitable, Callable
+from typing import Literal, TypeAlias
 
 import trio
 
 from trio_daq.errors import LineOpenError, LineUnusableError
 from trio_daq.serialport.backoff import Backoff
+from trio_daq.serialport.byte_stream import ByteStream
 from trio_daq.serialport.open_errors import explain_open_failure
 from trio_daq.serialport.recovery import NeverCleanError, Recovery
 from trio_daq.serialport.settings import SerialPortConfig
@@ -25,8 +26,8 @@ from trio_daq.serialport.unsolicited import UnsolicitedLines
 from trio_daq.sharing import Alarm
 from trio_daq.wire import ReceiveBuffer, Trace
 
-if TYPE_CHECKING:
-    from trio_daq.serialport.posix_stream import PosixByteStream
+OpenStream: TypeAlias = Callable[[SerialPortConfig], Awaitable[ByteStream]]
+"""Opens the bytes under a line, as `trio_daq.sim.MemoryLine.open_stream` does for one without a device."""
 
 _log = logging.getLogger("trio_daq.serialport")
 
@@ -61,8 +62,9 @@ class SerialLine:
         stray: Bytes that nobody had asked for and that were thrown away.
     """
 
-    def __init__(self, config: SerialPortConfig) -> None:
+    def __init__(self, config: SerialPortConfig, open_stream: OpenStream) -> None:
         self.config = config
+        self._open_bytes = open_stream
         self.state = LineState.LOST
         self.buffer = ReceiveBuffer()
         self.unsolicited = UnsolicitedLines(config.unsolicited, config.read_terminator)
@@ -78,7 +80,7 @@ class SerialLine:
         self.recoveries = 0
         self.unmatched = 0
         self.stray = 0
-        self._stream: PosixByteStream | None = None
+        self._stream: ByteStream | None = None
         self._recovery = Recovery(config, self.unsolicited)
         self._reopened = False
         self._until_open = Backoff(first=0.05, last=2.0)
@@ -86,7 +88,7 @@ class SerialLine:
         self._closing = trio.Event()
 
     @property
-    def stream(self) -> PosixByteStream:
+    def stream(self) -> ByteStream:
         """The open stream.
 
         Raises:
@@ -283,13 +285,9 @@ class SerialLine:
         if self.closed:
             raise trio.ClosedResourceError(f"{self.config.path} was closed")
 
-    async def _open_stream(self) -> PosixByteStream:
-        if os.name != "posix":
-            raise LineOpenError(resource=self.config.path, reason="this platform is not supported yet")
-        from trio_daq.serialport.posix_stream import open_posix_stream
-
+    async def _open_stream(self) -> ByteStream:
         try:
-            return await open_posix_stream(self.config)
+            return await self._open_bytes(self.config)
         except LookupError as error:
             raise LineOpenError(resource=self.config.path, reason=str(error)) from error
         except ValueError as error:  # pyserial's word for a setting that the driver refuses

@@ -18,10 +18,11 @@ import attrs
 import trio
 
 from trio_daq.errors import AcquireTimeoutError, LineLostError, LineOpenError, SessionClosedError
+from trio_daq.serialport.byte_stream import open_byte_stream
 from trio_daq.serialport.greeting import greet
 from trio_daq.serialport.guard import SerialGuard
 from trio_daq.serialport.keeper import keep_line
-from trio_daq.serialport.line import SerialLine
+from trio_daq.serialport.line import OpenStream, SerialLine
 from trio_daq.serialport.settings import SerialPortConfig
 from trio_daq.serialport.state import LineState
 from trio_daq.sharing import Claim, Lease, LeaseStatistics, LineKind
@@ -62,6 +63,7 @@ class SharedSerialPort:
 
     Args:
         config: Its settings.
+        open_stream: Opens the bytes under it; by default the device, or the URL, that ``config.path`` names.
 
     Example::
 
@@ -70,10 +72,10 @@ class SharedSerialPort:
             reply = await guard.query(b"*IDN?")
     """
 
-    def __init__(self, config: SerialPortConfig) -> None:
+    def __init__(self, config: SerialPortConfig, open_stream: OpenStream = open_byte_stream) -> None:
         self.config = config
         self._lease = Lease(config.path, config.acquire_timeout)
-        self._line = SerialLine(config)
+        self._line = SerialLine(config, open_stream)
         self._exchanges: Counter[str] = Counter()
 
     @property

@@ -145,7 +145,8 @@ class SerialLine:
         Raises:
             trio.BrokenResourceError: If the device hung up meanwhile.
         """
-        self.buffer.feed(self.stream.read_all_nowait())
+        if came := self.stream.read_all_nowait():
+            self.buffer.feed(came)
         self.looked_at = now
         if self.has_leftover() and self.config.on_acquire == "discard":
             self.doubt_input()

@@ -1,9 +1,9 @@
 """The same exchange, a line of 32 bytes for a line of 40, by every library that has a way to do it.
 
-Each has an instrument of its own and keeps its port open through the run, except anyio-serial, whose threads poll and
-would be charged to the others. All run in one thread, the one of the Trio run: a blocking contestant blocks it, and
-an asyncio contestant keeps a loop of its own that runs in it for the length of each block. Nothing else is running
-then, so neither side pays for a thread switch that a real program would not have. Clocks run inside the loop.
+Each has an instrument of its own and keeps its port open through the run. All run in one thread, the one of the Trio
+run: a blocking contestant blocks it, and an asyncio contestant keeps a loop of its own that runs in it for the length
+of each block. Nothing else is running then, so neither side pays for a thread switch that a real program would not
+have. Clocks run inside the loop.
 """
 
 import asyncio
@@ -144,19 +144,14 @@ async def anyio_serial_on_trio() -> AsyncIterator[Block]:
     from anyio_serial import Serial
 
     with instrument() as path:
+        # Without a timeout its threads sleep while others are timed. Opened once, since each close leaves a thread.
+        async with Serial(path) as line:
 
-        async def block(count: int, watch: Stopwatch) -> None:
-            # Longer than the exchange, shorter than the 0.2 s that its own closing has.
-            async with Serial(path, timeout=0.1) as line:
+            async def once() -> None:
+                await line.send(QUERY)
+                await line.receive_exactly(REPLY_LENGTH)
 
-                async def once() -> None:
-                    await line.send(QUERY)
-                    await line.receive_exactly(REPLY_LENGTH)
-
-                await once()  # its threads have started
-                await repeated(once)(count, watch)
-
-        yield block
+            yield repeated(once)
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@ time of this process with all its threads. It knows nothing of what is timed.
 
 import gc
 import importlib.metadata
+import os
 import platform
 import random
 import statistics
@@ -62,6 +63,7 @@ class Row:
     size: int | None = None
     rounds_for_one: int = 1
     base_walls: list[float] = field(default_factory=list)
+    base_cpus: list[float] = field(default_factory=list)
     walls: list[float] = field(default_factory=list)
     cpus: list[float] = field(default_factory=list)
 
@@ -96,23 +98,25 @@ async def _time_side_by_side(row: Row, blocks: dict[Contestant, Block], size: in
         await blocks[contestant](size, watches[contestant])
     base, other = watches[row.base], watches[row.contestant]
     row.base_walls.append(base.wall / size / 1e3)
+    row.base_cpus.append(base.cpu / size / 1e3)
     row.walls.append(other.wall / base.wall)
     row.cpus.append(other.cpu / base.cpu)
 
 
 def _print_environment(rounds: int, size: int, seconds: float) -> None:
     trio = importlib.metadata.version("trio")
-    print(f"Python {platform.python_version()}, trio {trio}, {rounds} rounds of {size}, {seconds:.0f} s")
+    load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+    print(f"Python {platform.python_version()}, trio {trio}, {rounds} rounds of {size} in {seconds:.0f} s, {load}")
     print("each cell: median [quartiles] of the ratios of neighbouring blocks; base: median µs of one operation\n")
-    print(f"{'':48} {'÷':36} {'base µs':>7}  {'wall ×':22} {'CPU ×':22} target")
+    print(f"{'':45} {'÷':29} {'base µs, CPU':>12}  {'wall ×':22} {'CPU ×':22} target")
 
 
 def _line(row: Row, missing: str | None) -> str:
-    start = f"{row.name:48} {row.base_name:36}"
+    start = f"{row.name:45} {row.base_name:29}"
     if missing is not None or len(row.walls) < 2:
-        return f"{start} {'':>7}  {missing or 'too few rounds'}"
-    base = statistics.median(row.base_walls)
-    return f"{start} {base:7.1f}  {_quartiles(row.walls):22} {_quartiles(row.cpus):22} {_verdict(row)}".rstrip()
+        return f"{start} {'':>12}  {missing or 'too few rounds'}"
+    base = f"{statistics.median(row.base_walls):.1f} {statistics.median(row.base_cpus):6.1f}"
+    return f"{start} {base:>12}  {_quartiles(row.walls):22} {_quartiles(row.cpus):22} {_verdict(row)}".rstrip()
 
 
 def _verdict(row: Row) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from benchmarks.interleaved import Contestant, Stopwatch
 
 _SHOWN = 30
+_PACKAGES = {"trio_daq", "trio", "outcome", "benchmarks"}
 
 
 async def print_profile(contestant: Contestant, count: int) -> None:
@@ -47,10 +48,8 @@ def _whose(file: str, name: str) -> str:
     if file == "~":
         system = ("posix.", "select.", "'poll' of", "fcntl.")
         return "the system" if any(part in name for part in system) else "built-in"
-    for package in ("trio_daq", "trio", "outcome", "benchmarks"):
-        if package in Path(file).parts:
-            return package
-    return "Python"
+    # From the inside out: a checkout is likely to be called trio_daq too, with Trio somewhere below it.
+    return next((part for part in reversed(Path(file).parts) if part in _PACKAGES), "Python")
 
 
 def _place(file: str, number: int, name: str) -> str:

@@ -2,8 +2,8 @@
 
 It belongs to one claim at a time and knows no owners: who may use it is the port's business.
 
-Invariants: the state is LOST exactly while there is no open stream; on a CLEAN line no byte may still come that
-somebody has asked for.
+Invariants: while the state is LOST the stream, if there is one, is of no use; on a CLEAN line no byte may still come
+that somebody has asked for.
 """
 
 from __future__ import annotations
@@ -191,6 +191,7 @@ class SerialLine:
         if self.state is not LineState.LOST:
             return
         self.phase = "open"
+        await self._close_stream(_CLOSE_TIMEOUT)
         try:
             self._stream = await self._open_stream()
         except LineOpenError as error:
@@ -265,13 +266,17 @@ class SerialLine:
         if self._stream is not None:
             self._stream.wake()
 
-    async def hang_up(self) -> None:
-        """Note that the device is gone and let go of its descriptor; the line can be opened again."""
+    def lose(self) -> None:
+        """Note that the device is gone; the line can be opened again."""
         self.trouble = "it went away"
         self.note(LineEvent.HUNG_UP)
         self._until_open.failed()
-        await self._close_stream(_CLOSE_TIMEOUT)
         self._recovery.forget_unsent()
+
+    async def hang_up(self) -> None:
+        """Note that the device is gone and let go of its descriptor."""
+        self.lose()
+        await self._close_stream(_CLOSE_TIMEOUT)
 
     async def aclose(self, timeout: float) -> None:
         """Close the line for good. Bounded and shielded: a close that the driver holds is left to its thread."""

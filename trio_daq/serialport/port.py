@@ -221,19 +221,23 @@ class SharedSerialPort:
         """
         await self._line.aclose(timeout)
 
+    def _prepared_at_once(self, claim: Claim, station: str | None) -> SerialGuard | None:
+        """Return a guard for the owner of *claim*, or None if the line needs something before."""
+        line = self._line
+        if not line.is_ready_for(station):
+            return None
+        try:
+            line.catch_up(claim.granted_at)
+        except trio.BrokenResourceError:  # it went away while nobody looked: it may be back already
+            line.lose()
+            return None
+        return SerialGuard(line, claim, self._exchanges, station)
+
     async def _prepare(self, claim: Claim, station: str | None) -> SerialGuard:
         """Make the line ready for the owner of *claim*, within their deadline."""
         line = self._line
-        try:
-            ready = line.is_ready_for(station)
-            if ready:
-                line.catch_up(claim.granted_at)
-        except trio.BrokenResourceError:  # it went away while nobody looked: it may be back already
-            await line.hang_up()
-            ready = False
-        if not ready:
-            with self._explaining(claim):
-                await self._make_ready(claim, station)
+        with self._explaining(claim):
+            await self._make_ready(claim, station)
         guard = SerialGuard(line, claim, self._exchanges, station)
         if not line.greeted:
             try:
@@ -305,7 +309,9 @@ class PortAcquisition:
     async def __aenter__(self) -> SerialGuard:
         await self._claim.__aenter__()
         try:
-            self._guard = await self._port._prepare(self._claim, self._station)
+            self._guard = self._port._prepared_at_once(self._claim, self._station) or await self._port._prepare(
+                self._claim, self._station
+            )
         except BaseException:
             self._claim.release()
             raise
@@ -317,4 +323,4 @@ class PortAcquisition:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         self._guard._release(failed=error is not None)
-        return await self._claim.__aexit__(kind, error, traceback)
+        return self._claim.is_limited and await self._claim.__aexit__(kind, error, traceback)

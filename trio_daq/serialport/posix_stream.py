@@ -17,6 +17,9 @@ import termios
 import serial
 import trio
 
+from trio_daq.serialport.device_path import find_device
+from trio_daq.serialport.exclusive import keep_others_out, refused_if_in_use
+from trio_daq.serialport.open_errors import explain_open_failure
 from trio_daq.serialport.settings import SerialPortConfig
 from trio_daq.sharing import WorkerThread
 
@@ -115,7 +118,7 @@ async def open_posix_stream(config: SerialPortConfig, timeout: float = 10.0) -> 
     """Open and configure a line, off the event loop. Cancelled, nothing stays open.
 
     Raises:
-        OSError: As pyserial raises it, if it cannot be opened. `serial.SerialException` is one.
+        LineOpenError: If it cannot be opened; it says why.
         HungCallError: If the driver did not answer in time.
     """
     worker = WorkerThread(f"serial {config.path}")
@@ -128,29 +131,40 @@ async def open_posix_stream(config: SerialPortConfig, timeout: float = 10.0) -> 
 
 
 def _open(config: SerialPortConfig) -> serial.Serial:
+    device = find_device(config.path)
     try:
-        line = serial.Serial(
-            config.path,
-            baudrate=config.baud_rate,
-            bytesize=config.data_bits,
-            stopbits=config.stop_bits,
-            parity=config.parity.value,
-            rtscts=config.flow_control == "rtscts",
-            dsrdtr=config.flow_control == "dsrdtr",
-            xonxoff=config.flow_control == "xonxoff",
-            timeout=0,
-            write_timeout=0,
-            # pyserial makes VMIN=1 VTIME=0 of this. With its default VMIN=0 an idle line reads as a hang-up.
-            inter_byte_timeout=0,
-            # flock(2): keeps out those who ask for it too, between processes.
-            exclusive=True if config.exclusive else None,
-        )
-    except termios.error as error:  # neither an OSError nor a SerialException
-        raise OSError(error.args[0], f"{error.args[1]}: is it a serial port?") from error
-    if config.exclusive:
-        # tty_ioctl(4): further opens fail with EBUSY, also of programs that never heard of flock (but not of root).
-        fcntl.ioctl(line.fileno(), termios.TIOCEXCL)
-    return line
+        if not config.exclusive:
+            return _configured(config, device)
+        with refused_if_in_use(device):
+            line = _configured(config, device)
+        try:
+            keep_others_out(line.fileno(), device)
+        except BaseException:
+            line.close()
+            raise
+        return line
+    # Explained here, in the thread: it takes a look at what other processes have open.
+    except (OSError, termios.error, ValueError, OverflowError, NotImplementedError) as error:
+        raise explain_open_failure(config.path, error, device) from error
+
+
+def _configured(config: SerialPortConfig, device: str) -> serial.Serial:
+    return serial.Serial(
+        device,
+        baudrate=config.baud_rate,
+        bytesize=config.data_bits,
+        stopbits=config.stop_bits,
+        parity=config.parity.value,
+        rtscts=config.flow_control == "rtscts",
+        dsrdtr=config.flow_control == "dsrdtr",
+        xonxoff=config.flow_control == "xonxoff",
+        timeout=0,
+        write_timeout=0,
+        # pyserial makes VMIN=1 VTIME=0 of this. With its default VMIN=0 an idle line reads as a hang-up.
+        inter_byte_timeout=0,
+        # flock(2): keeps out those who ask for it too, between processes, and goes with its holder.
+        exclusive=True if config.exclusive else None,
+    )
 
 
 def _close(line: serial.Serial) -> None:

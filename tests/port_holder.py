@@ -1,8 +1,8 @@
 """A program that has a serial port until its stdin ends or it is killed: ``port_holder.py HOW PATH [USER]``.
 
-HOW is ``flock``, ``exclusive`` (TIOCEXCL alone), ``plain``, ``inherited`` (a flock whose setter has ended) or
-``shared`` (a `SharedSerialPort`). Run by root, it becomes USER, but is in none of their groups. It prints ``held PID``,
-or the name of an error and what it says.
+HOW is ``flock``, ``exclusive`` (TIOCEXCL alone), ``plain``, ``record`` (a lock of lockf(3), which keeps nobody off a
+port), ``inherited`` (a flock whose setter has ended) or ``shared`` (a `SharedSerialPort`). Run by root, it becomes
+USER, but is in none of their groups. It prints ``held PID``, or the name of an error and what it says.
 """
 
 import fcntl
@@ -20,6 +20,8 @@ def hold(how, path):
     fd = os.open(path, os.O_RDWR | os.O_NOCTTY)
     if how == "exclusive":
         fcntl.ioctl(fd, termios.TIOCEXCL)
+    if how == "record":
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     if how in ("flock", "inherited"):
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     if how == "inherited" and os.fork():

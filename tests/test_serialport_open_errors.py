@@ -163,13 +163,13 @@ def test_baud_rate_refused_by_the_driver() -> None:
 
 
 async def test_locked_by_another_program(pty: str) -> None:
-    """A program with the flock lock: its pid and command, and how to talk beside it."""
-    with holder("flock", pty) as pid:
-        (found,) = port_holders(pty)
+    """A program with the flock lock: its pid and command, and how to talk beside it; not who merely listens in."""
+    with holder("plain", pty), holder("flock", pty) as pid:
+        found, _ = port_holders(pty)
         error = await open_failure(pty)
     assert str(error) == (
         f"{pty}: cannot be opened: process {pid} ({found.command}) has locked it. "
-        "Close that program, or set exclusive = false if both may talk at once."
+        "Close that program, or set exclusive = false in both if they may talk at once."
     )
     assert (error.holder_pids, found.command[:9]) == ((pid,), sys.executable[:9])
 
@@ -184,6 +184,19 @@ async def test_in_exclusive_mode_of_another_program(pty: str) -> None:
         "Close that program first: it wants the line for itself."
     )
     assert error.holder_pids == (pid,)
+
+
+@as_root
+def test_locked_by_another_user(pty: str) -> None:
+    """What a process has open only its own user may see; its lock, and so its pid and command, all may."""
+    os.chmod(pty, 0o666)
+    with holder("flock", pty) as pid:
+        (found,) = port_holders(pty)
+        said = failure_of("nobody", pty)
+    assert said == (
+        f"{pty}: cannot be opened: process {pid} ({found.command}) has locked it. "
+        "Close that program, or set exclusive = false in both if they may talk at once."
+    )
 
 
 @as_root

@@ -48,8 +48,9 @@ def _explanation(device: str, error: Exception) -> tuple[str, str, tuple[PortHol
         return reason, "Use a baud rate that the adapter knows, such as 9600 or 115200.", ()
     code = _errno(error)
     if code in (errno.EAGAIN, errno.EBUSY):
-        holders = port_holders(device)
-        return *_in_use(device, holders, locked=code == errno.EAGAIN), holders
+        found = port_holders(device)
+        holders = tuple(holder for holder in found if holder.has_lock) or found
+        return *_in_use(device, holders), holders
     if code in (errno.EACCES, errno.EPERM):
         return "permission denied", _how_to_be_permitted(device), ()
     if code in (errno.ENOENT, errno.ENXIO, errno.ENODEV, errno.ENOTDIR, errno.ELOOP) and not _kind(device):
@@ -74,19 +75,18 @@ def _errno(error: Exception) -> int | None:
 # --- in use ------------------------------------------------------------------------------------------------------
 
 
-def _in_use(device: str, holders: tuple[PortHolder, ...], *, locked: bool) -> tuple[str, str]:
-    with_lock = [holder for holder in holders if holder.has_lock]
-    shown = with_lock or holders
-    if not shown:
+def _in_use(device: str, holders: tuple[PortHolder, ...]) -> tuple[str, str]:
+    if not holders:
         hint = f"Find it with `sudo fuser -v {printable(device)}` and close it."
         if _is_pty(device):
             hint += " If nobody has it, a program that was killed left it so: restart the instrument's end of this pty."
         return "another program has it open", hint
-    reason = f"{' and '.join(map(str, shown))} {'has locked it' if with_lock else 'has it open'}"
-    if any(holder.is_us for holder in shown):
+    locked = holders[0].has_lock
+    reason = f"{' and '.join(map(str, holders))} {'has locked it' if locked else 'has it open'}"
+    if any(holder.is_us for holder in holders):
         return reason, "One SharedSerialPort serves a whole process: use that one everywhere."
     if locked:
-        return reason, "Close that program, or set exclusive = false if both may talk at once."
+        return reason, "Close that program, or set exclusive = false in both if they may talk at once."
     return reason, "Close that program first: it wants the line for itself."
 
 

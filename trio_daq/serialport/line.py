@@ -18,13 +18,12 @@ import trio
 from trio_daq.errors import LineOpenError, LineUnusableError
 from trio_daq.serialport.backoff import Backoff
 from trio_daq.serialport.byte_stream import ByteStream
-from trio_daq.serialport.open_errors import explain_open_failure
 from trio_daq.serialport.recovery import NeverCleanError, Recovery
 from trio_daq.serialport.settings import SerialPortConfig
 from trio_daq.serialport.state import LineEvent, LineState, after
 from trio_daq.serialport.unsolicited import UnsolicitedLines
 from trio_daq.sharing import Alarm
-from trio_daq.wire import ReceiveBuffer, Trace
+from trio_daq.wire import ReceiveBuffer, Trace, printable
 
 OpenStream: TypeAlias = Callable[[SerialPortConfig], Awaitable[ByteStream]]
 """Opens the bytes under a line, as `trio_daq.sim.MemoryLine.open_stream` does for one without a device."""
@@ -294,12 +293,10 @@ class SerialLine:
     async def _open_stream(self) -> ByteStream:
         try:
             return await self._open_bytes(self.config)
-        except LookupError as error:
-            raise LineOpenError(resource=self.config.path, reason=str(error)) from error
-        except ValueError as error:  # pyserial's word for a setting that the driver refuses
-            raise LineOpenError(resource=self.config.path, reason=f"a setting is refused: {error}") from error
-        except OSError as error:
-            raise explain_open_failure(self.config.path, error) from error
+        except LineOpenError:
+            raise
+        except (OSError, ValueError) as error:
+            raise LineOpenError(resource=self.config.path, reason=printable(str(error))) from error
 
     async def _close_stream(self, timeout: float) -> None:
         stream, self._stream = self._stream, None

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from trio_daq.errors import DaqError, DeadlockError, LockOrderError, PortBusyError
 from trio_daq.sharing import Lease, LineKind, acquire_all, on_behalf_of
-from trio_daq.sharing.wait_graph import _graph
+from trio_daq.sharing.wait_graph import _higher_kinds, _waiting
 
 
 async def until_blocked():
@@ -21,7 +21,7 @@ async def until_blocked():
 
 def assert_graph_empty():
     """Nobody waits and nobody holds anything of a higher kind."""
-    assert (_graph().waiting, _graph().higher_kinds) == ({}, {})
+    assert (_waiting, _higher_kinds) == ({}, {})
 
 
 async def take_in_turn(owner, leases, refused, *, agent=None):
@@ -286,7 +286,7 @@ async def test_a_wait_that_ran_out_or_was_granted_leaves_the_graph(autojump_cloc
 
         nursery.start_soon(bert)
         await trio.sleep(2.5)
-        assert _graph().waiting == {}
+        assert _waiting == {}
         async with a.hold("anna", 5):
             pass
     assert_graph_empty()

@@ -126,6 +126,7 @@ class _AlarmClock:
                     alarm.ring()
                 except Exception:  # noqa: BLE001 - logged with its traceback; a system task must not raise
                     _log.exception("an alarm failed")  # it must not take the run down with it
+        self.sweep_if_worth_it()
 
 
 _clock_of_this_run: trio.lowlevel.RunVar[_AlarmClock] = trio.lowlevel.RunVar("trio_daq_alarm_clock")

@@ -11,8 +11,9 @@ import trio.testing
 
 from trio_daq.sim import FaultPlan, LogEntry, SimulatedMeter, SimulatedStage, read_log, replies_by_tag
 from trio_daq.sim.dialogue import Bench
-from trio_daq.sim.faults import GARBAGE, FaultSchedule
+from trio_daq.sim.faults import FaultSchedule
 from trio_daq.sim.log import InstrumentLog
+from trio_daq.sim.spoiling import GARBAGE
 
 
 class Talk:

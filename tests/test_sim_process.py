@@ -261,8 +261,8 @@ async def test_failed_start_is_one_clear_error(tmp_path: Path, capfd: pytest.Cap
 
 
 async def test_a_lab_of_nothing_is_refused(tmp_path: Path) -> None:
-    """Neither stage nor meter is a mistake, not a lab."""
-    with pytest.raises(ValueError, match="stage or a meter"):
+    """Neither stage nor meter nor bus is a mistake, not a lab."""
+    with pytest.raises(ValueError, match="a stage or a meter or a bus"):
         async with open_simulated_lab(tmp_path / "log.jsonl", stage=None, meter=None):
             pytest.fail("entered")
 

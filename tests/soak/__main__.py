@@ -18,6 +18,7 @@ import argparse
 import json
 import logging
 import platform
+import shutil
 import sys
 import tempfile
 import time
@@ -156,6 +157,7 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=0.1, help="seconds in which the instrument ought to answer")
     parser.add_argument("--late-by", type=float, default=0.15, help="seconds by which a late reply is late")
     parser.add_argument("--seed", type=int, default=1, help="of the instrument's faults")
+    parser.add_argument("--keep", metavar="FOLDER", help="leave the instruments' logs and the owners' notes there")
     parser.add_argument("--json", action="store_true", help="print one JSON line for each mode instead of a table")
     given = parser.parse_args()
     setting = Setting(given.timeout, given.late_by, given.seed)
@@ -166,11 +168,15 @@ def main() -> int:
     for word in given.modes or ["sync=20000", "bus=20000", "flush=4000", "none=1000", "bus-flush=4000"]:
         name, _, wanted = word.partition("=")
         book = Notebook(int(wanted))
-        with tempfile.TemporaryDirectory() as folder:
-            began = time.monotonic()
-            trio.run(MODES[name].run, setting, book, Path(folder))
-            seconds = time.monotonic() - began
-            verdict = judge(book, read_log(Path(folder, "log")))
+        folder = Path(tempfile.mkdtemp(prefix=f"soak-{name}-", dir=given.keep))
+        began = time.monotonic()
+        trio.run(MODES[name].run, setting, book, folder)
+        seconds = time.monotonic() - began
+        verdict = judge(book, read_log(folder / "log"))
+        if given.keep is None:
+            shutil.rmtree(folder)
+        else:
+            (folder / "notes").write_text("".join(json.dumps(attrs.asdict(note)) + "\n" for note in book.notes))
         wrong = MODES[name].complaints(verdict)
         complaints += wrong
         if given.json:

@@ -6,8 +6,8 @@ import pytest
 import serial
 import trio
 
+from trio_daq.serialport.driver import SerialDriver
 from trio_daq.serialport.posix_stream import PosixByteStream
-from trio_daq.sharing import WorkerThread
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="devices are those of POSIX")
 
@@ -25,7 +25,7 @@ async def test_taking_all_that_has_come_ends_on_a_line_that_never_runs_dry() -> 
     """A device that writes faster than we read cannot keep the event loop in a read."""
     line = Zeros()
     line.descriptor = os.open("/dev/zero", os.O_RDONLY)
-    stream = PosixByteStream(line, WorkerThread("zeros"))
+    stream = PosixByteStream(line, SerialDriver("zeros"))
     data = stream.read_all_nowait()
     assert len(data) >= 65536
     assert not any(data)

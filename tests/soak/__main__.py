@@ -59,6 +59,11 @@ class Setting:
     late_by: float
     seed: int
 
+    @property
+    def stall_limit(self) -> float:
+        """Seconds that the instrument's process may not run before that counts as a fault: well below *timeout*."""
+        return 0.4 * self.timeout
+
     def plan(self, kinds: tuple[str, ...]) -> FaultPlan:
         """Return a plan with these kinds of fault."""
         return FaultPlan(late_by=self.late_by, seed=self.seed, **{f"{kind}_every": EVERY for kind in kinds})
@@ -79,7 +84,9 @@ class Setting:
 async def run_sync(setting: Setting, book: Notebook, folder: Path) -> None:
     """Nine owners of one port, all faults."""
     plan = setting.plan(KINDS)
-    async with open_simulated_lab(folder / "log", stage=plan, meter=None, stage_link=folder / "stage") as lab:
+    async with open_simulated_lab(
+        folder / "log", stage=plan, meter=None, stage_link=folder / "stage", stall_limit=setting.stall_limit
+    ) as lab:
         port = setting.port(str(lab.stage_path), sync_query=SyncQuery("ECHO {nonce}", "{nonce}"))
         await Crowd(port, lab, book, EVERY).run(tasks=6, threads=3)
         await port.aclose()
@@ -98,7 +105,10 @@ async def run_bus(setting: Setting, book: Notebook, folder: Path) -> None:
             except DaqError as error:
                 note.error = type(error).__name__
 
-    async with open_simulated_lab(folder / "log", stage=None, meter=None, bus=setting.plan(BUS_FAULTS)) as lab:
+    plan = setting.plan(BUS_FAULTS)
+    async with open_simulated_lab(
+        folder / "log", stage=None, meter=None, bus=plan, stall_limit=setting.stall_limit
+    ) as lab:
         port = setting.port(str(lab.bus_path), stations=queries)
         async with trio.open_nursery() as nursery:
             for number in range(9):

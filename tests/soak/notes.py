@@ -46,12 +46,12 @@ class Notebook:
     Attributes:
         wanted: Exchanges to be made in all.
         notes: Those made so far, in order of asking.
-        outages: When the line or the instrument was away: kind, from, to, in `time.monotonic_ns`.
+        outages: When the cable was out or the instrument stopped: from, to, in `time.monotonic_ns`.
     """
 
     wanted: int
     notes: list[Note] = attrs.field(factory=list)
-    outages: list[tuple[str, int, int]] = attrs.field(factory=list)
+    outages: list[tuple[int, int]] = attrs.field(factory=list)
     _numbers: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
 
     def exchanges(self, owner: str) -> Iterator[Note]:
@@ -63,8 +63,8 @@ class Notebook:
             note.ended = time.monotonic_ns()
 
     @contextmanager
-    def outage(self, kind: str) -> Iterator[None]:
+    def outage(self) -> Iterator[None]:
         """Note that the instrument is away for the length of the block."""
         began = time.monotonic_ns()
         yield
-        self.outages.append((kind, began, time.monotonic_ns()))
+        self.outages.append((began, time.monotonic_ns()))

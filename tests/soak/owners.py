@@ -184,12 +184,12 @@ class Crowd:
             while len(self._book.notes) < turn * self._every // 2:  # noqa: ASYNC110 - a list has no event
                 await trio.sleep(0.002)
             if turn % 2:
-                with self._book.outage("unplug"):
+                with self._book.outage():
                     await self._lab.unplug_stage()
                     await trio.sleep(0.01 * (turn % 5))
                     await self._lab.replug_stage()
             else:
-                with self._book.outage("freeze"):
+                with self._book.outage():
                     self._lab.freeze()
                     await trio.sleep(1.2 * timeout)
                     self._lab.thaw()

@@ -1,8 +1,9 @@
 """What went wrong in a soak: the instrument's own log, joined with the notes of the owners, by nonce.
 
-It asks the library nothing. Misrouted: what an owner got holds another's nonce, or the answer to a sync query.
-Doubled: the instrument carried a command out twice. Lost: an exchange without a reply of its own, although it met no
-fault and followed upon no garbage and no line that nobody asked for.
+It asks the library nothing. Misrouted: what an owner got holds another's nonce, or the answer to a sync query. Doubled:
+the instrument carried a command out twice. Lost: an exchange without a reply of its own, although it met no fault and
+followed upon no garbage and no line that nobody asked for. Among the faults is that the instrument's process did not
+run for a while, as its own log says, be it that somebody stopped it or that the computer was busy.
 """
 
 from __future__ import annotations
@@ -58,13 +59,14 @@ def judge(book: Notebook, entries: Iterable[LogEntry]) -> Verdict:
     commands = [entry.tag for entry in entries if entry.event == "command" and entry.tag is not None]
     answered = {entry.tag: entry.text for entry in entries if entry.event == "reply" and entry.tag is not None}
     before = dict(zip(commands[1:], commands, strict=False))
+    away = [*book.outages, *_stalls(entries)]
 
     def is_excused(note: Note) -> bool:
         return (
             note.fault is not None
             or note.nonce in faults
             or faults.get(before.get(note.nonce)) in _STAYS_ON_THE_LINE
-            or any(note.asked < end and begin < note.ended for _, begin, end in book.outages)
+            or any(note.asked < end and begin < note.ended for begin, end in away)
         )
 
     def is_own(note: Note) -> bool:
@@ -106,6 +108,11 @@ def _is_foreign(note: Note) -> bool:
     if note.reply is None:
         return False
     return any(nonce != note.nonce for nonce in _NONCE.findall(note.reply)) or bool(_SYNC_ANSWER.search(note.reply))
+
+
+def _stalls(entries: Sequence[LogEntry]) -> list[tuple[int, int]]:
+    lengths = [(entry.t, float(entry.text.removesuffix(" s"))) for entry in entries if entry.fault == "freeze"]
+    return [(end - round(seconds * 1e9), end) for end, seconds in lengths]
 
 
 def _fired(book: Notebook, entries: Sequence[LogEntry]) -> Counter[str]:

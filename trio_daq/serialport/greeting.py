@@ -34,8 +34,8 @@ async def _identify(guard: SerialGuard, line: SerialLine, identify: Exchange) ->
             resource=line.config.path, reason=f"the device does not answer {asked!r}, by which it is recognised"
         ) from error
     if not identify.accepts(reply):
-        line.trouble = f"another device is there: it answers {asked!r} by {printable(reply)!r}"
         await line.hang_up()
+        line.trouble = f"another device is there: it answers {asked!r} by {printable(reply)!r}"
         raise LineOpenError(
             resource=line.config.path,
             reason=line.trouble,

@@ -15,18 +15,19 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TypeVar, TypeVarTuple
 
-import serial
 import trio
 
 from trio_daq.errors import (
     ExchangeTimeoutError,
     GuardReleasedError,
+    HungCallError,
     LineFeatureError,
     LineLostError,
     ReplyError,
     Sent,
     SessionClosedError,
 )
+from trio_daq.serialport.byte_stream import ControlLines
 from trio_daq.serialport.line import SerialLine
 from trio_daq.serialport.modem import ModemLines, read_modem_lines, write_modem_lines
 from trio_daq.serialport.state import LineEvent, LineState
@@ -178,7 +179,7 @@ class SerialGuard:
         if isinstance(baud_rate, bool) or not isinstance(baud_rate, int) or baud_rate <= 0:
             raise ValueError(f"baud_rate must be a whole number above 0, not {baud_rate!r}")
 
-        def change(device: serial.Serial) -> None:
+        def change(device: ControlLines) -> None:
             device.baudrate = baud_rate
 
         await self._bounded(self._control, timeout, "set_baud_rate", change)
@@ -235,10 +236,14 @@ class SerialGuard:
                 self._answered()
                 return message
 
-    async def _control(self, action: str, work: Callable[[serial.Serial], _T]) -> _T:
+    async def _control(self, action: str, work: Callable[[ControlLines], _T]) -> _T:
         self._waited = True
         try:
-            result = await self._line.stream.control(work)
+            # Shielded, since the thread goes on in any case, and the next owner must not meet the end of it.
+            with trio.CancelScope(shield=True):
+                result = await self._line.stream.control(work)
+        except HungCallError:
+            raise
         except OSError as error:
             raise LineFeatureError(
                 resource=self._line.config.path, owner=self.owner, action=action, reason=str(error)

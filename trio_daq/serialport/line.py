@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Awaitable, Callable
+from typing import Literal, TypeAlias
 
 import trio
 
 from trio_daq.errors import LineOpenError, LineUnusableError
 from trio_daq.serialport.backoff import Backoff
+from trio_daq.serialport.byte_stream import ByteStream
 from trio_daq.serialport.open_errors import explain_open_failure
 from trio_daq.serialport.recovery import NeverCleanError, Recovery
 from trio_daq.serialport.settings import SerialPortConfig
@@ -25,13 +26,17 @@ from trio_daq.serialport.unsolicited import UnsolicitedLines
 from trio_daq.sharing import Alarm
 from trio_daq.wire import ReceiveBuffer, Trace
 
-if TYPE_CHECKING:
-    from trio_daq.serialport.posix_stream import PosixByteStream
+OpenStream: TypeAlias = Callable[[SerialPortConfig], Awaitable[ByteStream]]
+"""Opens the bytes under a line, as `trio_daq.sim.MemoryLine.open_stream` does for one without a device."""
 
 _log = logging.getLogger("trio_daq.serialport")
 
 _CLOSE_TIMEOUT = 2.0
 """Seconds for closing a line whose device went away, or that is only opened anew."""
+
+
+_IN_ORDER = (LineState.CLEAN, LineState.SUSPECT)
+"""States in which nobody has to wait for the line; what a doubt costs is paid by the next command."""
 
 
 class SerialLine:
@@ -57,8 +62,9 @@ class SerialLine:
         stray: Bytes that nobody had asked for and that were thrown away.
     """
 
-    def __init__(self, config: SerialPortConfig) -> None:
+    def __init__(self, config: SerialPortConfig, open_stream: OpenStream) -> None:
         self.config = config
+        self._open_bytes = open_stream
         self.state = LineState.LOST
         self.buffer = ReceiveBuffer()
         self.unsolicited = UnsolicitedLines(config.unsolicited, config.read_terminator)
@@ -74,7 +80,7 @@ class SerialLine:
         self.recoveries = 0
         self.unmatched = 0
         self.stray = 0
-        self._stream: PosixByteStream | None = None
+        self._stream: ByteStream | None = None
         self._recovery = Recovery(config, self.unsolicited)
         self._reopened = False
         self._until_open = Backoff(first=0.05, last=2.0)
@@ -82,7 +88,7 @@ class SerialLine:
         self._closing = trio.Event()
 
     @property
-    def stream(self) -> PosixByteStream:
+    def stream(self) -> ByteStream:
         """The open stream.
 
         Raises:
@@ -125,7 +131,7 @@ class SerialLine:
             self._recovery.owe(station)
         if self.state is LineState.DIRTY:
             self._recovery.begin(unsent, due, replies)
-        if self.state in (LineState.CLEAN, LineState.SUSPECT):
+        if self.state in _IN_ORDER:
             if self.in_trouble.is_set():
                 self.in_trouble = trio.Event()
         else:
@@ -217,6 +223,10 @@ class SerialLine:
         with trio.move_on_after(seconds):
             await self._closing.wait()
 
+    def is_ready_for(self, station: str | None) -> bool:
+        """Return whether it can be handed out as it is, to somebody who talks to *station*."""
+        return self.greeted and self.state in _IN_ORDER and not self._recovery.is_assumed_off(station)
+
     async def make_ready(self, station: str | None = None) -> None:
         """Open the line if it is not, and make it clean if it is not. Cancellation keeps the progress.
 
@@ -231,7 +241,7 @@ class SerialLine:
         """
         await self.open()
         self.phase = "resync"
-        if self._recovery.must_ask_first(station):
+        if self._recovery.is_assumed_off(station):
             self.note(LineEvent.INTERRUPTED, station)
         if self.state is LineState.UNUSABLE:
             self._refuse_before_retry()
@@ -256,7 +266,9 @@ class SerialLine:
 
     async def hang_up(self) -> None:
         """Note that the device is gone and let go of its descriptor; the line can be opened again."""
+        self.trouble = "it went away"
         self.note(LineEvent.HUNG_UP)
+        self._until_open.failed()
         await self._close_stream(_CLOSE_TIMEOUT)
         self._recovery.forget_unsent()
 
@@ -273,13 +285,9 @@ class SerialLine:
         if self.closed:
             raise trio.ClosedResourceError(f"{self.config.path} was closed")
 
-    async def _open_stream(self) -> PosixByteStream:
-        if os.name != "posix":
-            raise LineOpenError(resource=self.config.path, reason="this platform is not supported yet")
-        from trio_daq.serialport.posix_stream import open_posix_stream
-
+    async def _open_stream(self) -> ByteStream:
         try:
-            return await open_posix_stream(self.config)
+            return await self._open_bytes(self.config)
         except LookupError as error:
             raise LineOpenError(resource=self.config.path, reason=str(error)) from error
         except ValueError as error:  # pyserial's word for a setting that the driver refuses

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import attrs
-import serial
+
+from trio_daq.serialport.byte_stream import ControlLines
 
 
 @attrs.frozen
@@ -27,14 +28,14 @@ class ModemLines:
     rts: bool
 
 
-def read_modem_lines(device: serial.Serial) -> ModemLines:
+def read_modem_lines(device: ControlLines) -> ModemLines:
     """Return the state of all lines. Called in the thread of the port."""
     return ModemLines(
         cts=device.cts, dsr=device.dsr, ri=device.ri, cd=device.cd, dtr=bool(device.dtr), rts=bool(device.rts)
     )
 
 
-def write_modem_lines(device: serial.Serial, dtr: bool | None, rts: bool | None) -> None:
+def write_modem_lines(device: ControlLines, dtr: bool | None, rts: bool | None) -> None:
     """Set the lines that are ours; None leaves one as it is. Called in the thread of the port."""
     if dtr is not None:
         device.dtr = dtr

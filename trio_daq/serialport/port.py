@@ -18,10 +18,11 @@ import attrs
 import trio
 
 from trio_daq.errors import AcquireTimeoutError, LineLostError, LineOpenError, SessionClosedError
+from trio_daq.serialport.byte_stream import open_byte_stream
 from trio_daq.serialport.greeting import greet
 from trio_daq.serialport.guard import SerialGuard
 from trio_daq.serialport.keeper import keep_line
-from trio_daq.serialport.line import SerialLine
+from trio_daq.serialport.line import OpenStream, SerialLine
 from trio_daq.serialport.settings import SerialPortConfig
 from trio_daq.serialport.state import LineState
 from trio_daq.sharing import Claim, Lease, LeaseStatistics, LineKind
@@ -62,6 +63,7 @@ class SharedSerialPort:
 
     Args:
         config: Its settings.
+        open_stream: Opens the bytes under it; by default the device, or the URL, that ``config.path`` names.
 
     Example::
 
@@ -70,10 +72,10 @@ class SharedSerialPort:
             reply = await guard.query(b"*IDN?")
     """
 
-    def __init__(self, config: SerialPortConfig) -> None:
+    def __init__(self, config: SerialPortConfig, open_stream: OpenStream = open_byte_stream) -> None:
         self.config = config
         self._lease = Lease(config.path, config.acquire_timeout)
-        self._line = SerialLine(config)
+        self._line = SerialLine(config, open_stream)
         self._exchanges: Counter[str] = Counter()
 
     @property
@@ -123,7 +125,7 @@ class SharedSerialPort:
             PortBusyError: On entering, if *timeout* is 0 and somebody has it.
             AcquireTimeoutError: On entering, if it was not granted, open and clean in time.
             LineOpenError: On entering, if it cannot be opened.
-            LineLostError: On entering, if the device went away while it was made clean.
+            LineLostError: On entering, if the device went away while it was made clean, and is not to be waited for.
             LineUnusableError: On entering, if it cannot be made clean.
             DeadlockError: On entering, if waiting for it would close a circle.
             LockOrderError: On entering, if the task has something of a higher kind.
@@ -222,8 +224,7 @@ class SharedSerialPort:
     async def _prepare(self, claim: Claim, station: str | None) -> SerialGuard:
         """Make the line ready for the owner of *claim*, within their deadline."""
         line = self._line
-        ready = line.state is LineState.CLEAN or line.state is LineState.SUSPECT
-        if not (ready and line.greeted and await self._caught_up(claim)):
+        if not (line.is_ready_for(station) and await self._caught_up(claim)):
             with self._explaining(claim):
                 await self._make_ready(claim, station)
         guard = SerialGuard(line, claim, self._exchanges, station)
@@ -253,7 +254,7 @@ class SharedSerialPort:
         while True:
             try:
                 await self._make_ready_at_once(station)
-            except LineOpenError:
+            except (LineOpenError, trio.BrokenResourceError):
                 if not (self.config.reconnect and self._line.opens):
                     raise
                 await self._line.wait_next_try()

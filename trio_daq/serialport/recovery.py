@@ -16,16 +16,13 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import TYPE_CHECKING
 
 import trio
 
+from trio_daq.serialport.byte_stream import ByteStream
 from trio_daq.serialport.settings import SerialPortConfig
 from trio_daq.serialport.unsolicited import UnsolicitedLines
 from trio_daq.wire import ReceiveBuffer, SyncQuestion, SyncSequence
-
-if TYPE_CHECKING:
-    from trio_daq.serialport.posix_stream import PosixByteStream
 
 _log = logging.getLogger("trio_daq.serialport")
 
@@ -84,6 +81,7 @@ class Recovery:
     def owe(self, station: str | None, *, all_stations: bool = False) -> None:
         """Note that a reply of *station*, or of any, may still come."""
         self._owing.update(dict.fromkeys(self._questions if all_stations else (station,)))
+        self._assumed_off.difference_update(self._owing)
 
     def assume_off(self, station: str) -> None:
         """Take it that *station* is switched off and owes nothing; it is asked again before it is used again."""
@@ -91,12 +89,9 @@ class Recovery:
         self._assumed_off.add(station)
         self._question = None
 
-    def must_ask_first(self, station: str | None) -> bool:
-        """Return whether *station* was assumed to be off until now, that it is to be used."""
-        if station not in self._assumed_off:
-            return False
-        self._assumed_off.remove(station)
-        return True
+    def is_assumed_off(self, station: str | None) -> bool:
+        """Return whether *station* has to be asked before it is used."""
+        return station in self._assumed_off
 
     def begin(self, unsent: bytes = b"", due: float = -math.inf, replies: int = 0) -> None:
         """Start anew: an exchange has just been left, with *unsent* the part of its command that was not written.
@@ -120,7 +115,7 @@ class Recovery:
         self._unsent = b""
         self._read.clear()
 
-    async def run(self, stream: PosixByteStream) -> None:
+    async def run(self, stream: ByteStream) -> None:
         """Do the steps that are left. Cancellation keeps what was done.
 
         Raises:
@@ -153,7 +148,7 @@ class Recovery:
             return f"{who} has not answered its sync query for {_PATIENCE * self._quiet:g} s"
         return f"it has not been quiet for {self._quiet:g} s at a time"
 
-    async def _finish_write(self, stream: PosixByteStream) -> None:
+    async def _finish_write(self, stream: ByteStream) -> None:
         while self._unsent:
             count = stream.write_nowait(memoryview(self._unsent))
             self._unsent = self._unsent[count:]
@@ -161,7 +156,7 @@ class Recovery:
             if self._unsent:
                 await stream.wait_writable()
 
-    async def _drain(self, stream: PosixByteStream) -> None:
+    async def _drain(self, stream: ByteStream) -> None:
         while True:
             # Lines that the instrument sends by itself do not count: it may send them for ever.
             self._drop(self._unsolicited.sift(stream.read_nowait()))
@@ -171,7 +166,7 @@ class Recovery:
             with trio.move_on_after(left):
                 await stream.wait_readable()
 
-    async def _synchronise(self, stream: PosixByteStream, questions: SyncSequence) -> None:
+    async def _synchronise(self, stream: ByteStream, questions: SyncSequence) -> None:
         while self._answered < questions.needed:
             if self._question is None:
                 self._question = questions.ask()
@@ -184,7 +179,7 @@ class Recovery:
             self._question = None  # if it, or its answer, was lost, it is asked again, with another number
         self._answered = 0
 
-    async def _is_answered(self, stream: PosixByteStream, question: SyncQuestion, deadline: float) -> bool:
+    async def _is_answered(self, stream: ByteStream, question: SyncQuestion, deadline: float) -> bool:
         """Read lines up to the answer to *question*, and return whether it came before *deadline*."""
         terminator = self._config.read_terminator
         while True:

@@ -13,7 +13,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import attrs
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 _KINDS = {"stage": "a stage controller on a pty", "meter": "a SCPI meter on TCP", "bus": "three stages on one pty"}
 _STATIONS = (b"1", b"2", b"3")
-_CONTINUED = getattr(signal, "SIGCONT", None)
 
 
 @attrs.frozen
@@ -45,6 +45,7 @@ class _Order:
     plans: Mapping[str, FaultPlan]
     stage_link: str | None
     meter_port: int
+    stall_limit: float | None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -60,6 +61,9 @@ def _parse(arguments: Sequence[str] | None) -> _Order:
     parser.add_argument("--log", required=True, metavar="FILE", help="append the instruments' diary here")
     parser.add_argument("--stage-link", metavar="PATH", help="make a link to the stage's pty, which may come and go")
     parser.add_argument("--meter-port", type=int, default=0, metavar="PORT", help="TCP port on loopback, 0 for any")
+    parser.add_argument(
+        "--stall-limit", type=float, metavar="S", help="note when this process did not run for S seconds"
+    )
     for instrument, what in _KINDS.items():
         group = parser.add_argument_group(what)
         group.add_argument(f"--{instrument}", action="store_true", help=what)
@@ -79,13 +83,11 @@ def _parse(arguments: Sequence[str] | None) -> _Order:
             plans[instrument] = plan
         elif plan != NO_FAULTS:
             parser.error(f"faults of the {instrument} need --{instrument}")
-    return _Order(given["log"], plans, given["stage_link"], given["meter_port"])
+    return _Order(given["log"], plans, given["stage_link"], given["meter_port"], given["stall_limit"])
 
 
 async def _serve(order: _Order) -> None:
-    endings = {signal.SIGTERM, signal.SIGINT}
-    watched = endings if _CONTINUED is None else endings | {_CONTINUED}
-    with InstrumentLog(order.log) as log, trio.open_signal_receiver(*watched) as signals:
+    with InstrumentLog(order.log) as log, trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             where: dict[str, object] = dict.fromkeys(_KINDS)
             cable: PtyLine | None = None
@@ -102,7 +104,9 @@ async def _serve(order: _Order) -> None:
                 where["bus"] = await nursery.start(_open_cable(None).serve, SimulatedBus(stations, nursery))
             sys.stdout.write(json.dumps({**where, "pid": os.getpid()}) + "\n")
             sys.stdout.flush()
-            nursery.start_soon(_heed_signals, signals, endings, nursery.cancel_scope, log)
+            nursery.start_soon(_cancel_at_signal, signals, nursery.cancel_scope)
+            if order.stall_limit is not None:
+                nursery.start_soon(_note_stalls, order.stall_limit, log)
             await _obey_stdin(cable, log)
             nursery.cancel_scope.cancel()
 
@@ -113,14 +117,19 @@ def _open_cable(link: str | None) -> PtyLine:
     return PtyLine(link)
 
 
-async def _heed_signals(
-    signals: AsyncIterator[int], endings: Collection[int], scope: trio.CancelScope, log: InstrumentLog
-) -> None:
-    async for number in signals:
-        if number in endings:
-            scope.cancel()
-        else:  # a process cannot note that it is stopped, only that it was
-            log.write("lab", "fault", b"", None, "freeze")
+async def _cancel_at_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    async for _ in signals:
+        scope.cancel()
+
+
+async def _note_stalls(limit: float, log: InstrumentLog) -> None:
+    """Note whenever this process did not run for *limit* seconds: stopped, or starved by a busy computer."""
+    looked = time.monotonic()
+    while True:
+        await trio.sleep(limit / 2)
+        looked, before = time.monotonic(), looked
+        if looked - before > limit:
+            log.write("lab", "fault", b"%.3f s" % (looked - before), None, "freeze")
 
 
 async def _obey_stdin(cable: PtyLine | None, log: InstrumentLog) -> None:

@@ -107,6 +107,7 @@ async def open_simulated_lab(
     meter: FaultPlan | None = NO_FAULTS,
     bus: FaultPlan | None = None,
     stage_link: str | os.PathLike[str] | None = None,
+    stall_limit: float | None = None,
 ) -> AsyncIterator[SimulatedLab]:
     r"""Have simulated instruments for the length of an ``async with`` block.
 
@@ -118,6 +119,8 @@ async def open_simulated_lab(
         stage: Faults of the stage controller on a pty (POSIX only), None for no stage.
         meter: Faults of the meter on TCP, None for no meter.
         bus: Faults of each of three stages that share one pty (POSIX only), None for no such line.
+        stall_limit: If their process did not run for so many seconds, stopped or starved, the log says so, as a fault
+            ``"freeze"``. None: nobody looks.
         stage_link: A path at which to make a link to the stage's pty, so that it can be unplugged and come back.
 
     Raises:
@@ -144,6 +147,7 @@ async def open_simulated_lab(
     command = [sys.executable, "-P", "-m", "trio_daq.sim", f"--log={os.fspath(log)}"]
     command += [*_options("stage", stage), *_options("meter", meter), *_options("bus", bus)]
     command += [] if link is None else [f"--stage-link={link}"]
+    command += [] if stall_limit is None else [f"--stall-limit={stall_limit}"]
     process = await trio.lowlevel.open_process(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env=_environment()
     )

@@ -89,6 +89,8 @@ def _parse(arguments: Sequence[str] | None) -> _Order:
 async def _serve(order: _Order) -> None:
     with InstrumentLog(order.log) as log, trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
+            if order.stall_limit is not None:
+                nursery.start_soon(_note_stalls, order.stall_limit, log)
             where: dict[str, object] = dict.fromkeys(_KINDS)
             cable: PtyLine | None = None
             if (plan := order.plans.get("stage")) is not None:
@@ -105,8 +107,6 @@ async def _serve(order: _Order) -> None:
             sys.stdout.write(json.dumps({**where, "pid": os.getpid()}) + "\n")
             sys.stdout.flush()
             nursery.start_soon(_cancel_at_signal, signals, nursery.cancel_scope)
-            if order.stall_limit is not None:
-                nursery.start_soon(_note_stalls, order.stall_limit, log)
             await _obey_stdin(cable, log)
             nursery.cancel_scope.cancel()
 

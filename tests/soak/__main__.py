@@ -4,7 +4,7 @@ Real ptys, the instruments in a process of their own, the real clock. Each mode 
 
 - ``sync``: `SharedSerialPort` with a sync query, under every kind of fault;
 - ``flush``, ``none``: pyserial and a lock, with the input flushed before each command or not;
-- ``bus``: `SharedSerialPort` with three stations on one line, replies of another station late;
+- ``bus``: `SharedSerialPort` with three stations on one line, each with its own sync query and its own faults;
 - ``bus-flush``: pyserial and a lock on that line.
 
 The verdict comes from the instrument's log and the owners' notes alone. The exit code is 1 if one of ours misroutes,
@@ -32,7 +32,6 @@ from owners import TASK_FAULTS, Crowd
 from peers import run_peer
 from verdict import Verdict, judge, report
 
-from trio_daq.errors import DaqError
 from trio_daq.serialport import SerialPortConfig, SharedSerialPort
 from trio_daq.sim import FaultPlan, open_simulated_lab, read_log
 from trio_daq.wire import SyncQuery
@@ -41,7 +40,7 @@ EVERY = 80
 """Each kind of fault comes once in so many exchanges, or answers: 1.25 %, so that 1 % is reached for certain."""
 KINDS = ("late", "silent", "half", "garbage", "garbage_after", "echo", "split", "twice", "unsolicited")
 SYNC_FAULTS = (*KINDS, *TASK_FAULTS, "unplug", "freeze")
-BUS_FAULTS = ("late", "silent", "half")
+BUS_FAULTS = (*KINDS, *TASK_FAULTS, "freeze")
 STATIONS = ("1", "2", "3")
 
 
@@ -94,25 +93,13 @@ async def run_sync(setting: Setting, book: Notebook, folder: Path) -> None:
 
 async def run_bus(setting: Setting, book: Notebook, folder: Path) -> None:
     """Nine owners, three stations on one line, each with its own sync query."""
+    plan = setting.plan(KINDS)
     queries = {name: SyncQuery(f"{name} ECHO {{nonce}}", f"{name} {{nonce}}") for name in STATIONS}
-
-    async def work(port: SharedSerialPort, owner: str) -> None:
-        for note in book.exchanges(owner):
-            station = STATIONS[int(note.nonce[1:]) % len(STATIONS)]
-            try:
-                async with port.acquire(owner, station=station) as guard:
-                    note.got(await guard.query(f"{station} POS? {note.nonce}".encode()))
-            except DaqError as error:
-                note.error = type(error).__name__
-
-    plan = setting.plan(BUS_FAULTS)
     async with open_simulated_lab(
         folder / "log", stage=None, meter=None, bus=plan, stall_limit=setting.stall_limit
     ) as lab:
         port = setting.port(str(lab.bus_path), stations=queries)
-        async with trio.open_nursery() as nursery:
-            for number in range(9):
-                nursery.start_soon(work, port, f"task{number}")
+        await Crowd(port, lab, book, EVERY, STATIONS).run(tasks=9, threads=0)
         await port.aclose()
 
 
@@ -120,7 +107,7 @@ def peer(*, flush: bool, bus: bool = False) -> Callable[[Setting, Notebook, Path
     """Return the run of a peer."""
 
     async def run(setting: Setting, book: Notebook, folder: Path) -> None:
-        plan = setting.plan(BUS_FAULTS if bus else KINDS)
+        plan = setting.plan(KINDS)
         async with open_simulated_lab(
             folder / "log", stage=None if bus else plan, meter=None, bus=plan if bus else None
         ) as lab:

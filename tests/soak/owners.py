@@ -8,7 +8,7 @@ of the outages.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import attrs
 import trio
@@ -16,7 +16,7 @@ from notes import Note, Notebook
 
 from trio_daq.errors import DaqError, LeaseRevokedError
 from trio_daq.legacy import DoorHost, SerialDoor
-from trio_daq.serialport import SharedSerialPort
+from trio_daq.serialport import PortAcquisition, SharedSerialPort
 from trio_daq.sim import SimulatedLab
 
 THREAD_FAULTS = ("raises", "left")
@@ -25,7 +25,8 @@ TASK_FAULTS = (*THREAD_FAULTS, "cancelled", "revoked")
 """Threads cannot be cancelled; the revoking is done to tasks."""
 SOON = 0.01
 """Seconds after which an exchange that is to be spoilt is cut."""
-SLOWLY = b"%g" % (3 * SOON)
+SLOWLY = 3 * SOON
+"""Seconds that an instrument takes to answer, where its reply is to come after that."""
 
 
 class DeliberateError(Exception):
@@ -65,13 +66,17 @@ class Crowd:
         lab: The process of the instrument.
         book: Where they write down what they got.
         every: Each kind of fault comes once in so many exchanges.
+        stations: On a bus, the stations, which are asked in turn.
     """
 
-    def __init__(self, port: SharedSerialPort, lab: SimulatedLab, book: Notebook, every: int) -> None:
+    def __init__(
+        self, port: SharedSerialPort, lab: SimulatedLab, book: Notebook, every: int, stations: Sequence[str] = ()
+    ) -> None:
         self._port = port
         self._lab = lab
         self._book = book
         self._every = every
+        self._stations = stations
         self._due = DueFaults(every)
         self._nursery: trio.Nursery | None = None
 
@@ -106,12 +111,12 @@ class Crowd:
             await trio.lowlevel.checkpoint()
 
     async def _exchange(self, note: Note, fault: str | None) -> None:
-        ask, slowly = _commands(note)
+        ask, slowly = self._commands(note)
         if fault == "cancelled":
             if await self._is_cancelled(note, int(note.nonce[1:]) % 3):
                 note.fault = "cancelled"
             return
-        async with self._port.acquire(note.owner) as guard:
+        async with self._acquire(note) as guard:
             match fault:
                 case None:
                     note.got(await guard.query(ask))
@@ -128,8 +133,8 @@ class Crowd:
 
     async def _is_cancelled(self, note: Note, when: int) -> bool:
         """Be cancelled within an exchange: while it waits, between command and reply, or about when the reply comes."""
-        ask, slowly = _commands(note)
-        async with self._port.acquire(note.owner) as guard:
+        ask, slowly = self._commands(note)
+        async with self._acquire(note) as guard:
             with trio.CancelScope() as scope:
                 if when == 0:
                     scope.deadline = trio.current_time() + SOON
@@ -163,9 +168,8 @@ class Crowd:
             if fault is not None and note.fault is None:
                 self._due.put_back(fault)
 
-    @staticmethod
-    def _exchange_in_thread(door: SerialDoor, note: Note, fault: str | None) -> None:
-        ask, slowly = _commands(note)
+    def _exchange_in_thread(self, door: SerialDoor, note: Note, fault: str | None) -> None:
+        ask, slowly = self._commands(note)
         if fault is None:
             note.got(door.query(ask))
             return
@@ -178,12 +182,12 @@ class Crowd:
     # --- the world -----------------------------------------------------------------------------------------------
 
     async def _disturb(self) -> None:
-        """Pull the cable out and freeze the instrument, each once in so many exchanges."""
+        """Pull the cable out and freeze the instrument, each once in so many exchanges; a bus is only frozen."""
         timeout = self._port.config.timeout
         for turn in itertools.count(1):
             while len(self._book.notes) < turn * self._every // 2:  # noqa: ASYNC110 - a list has no event
                 await trio.sleep(0.002)
-            if turn % 2:
+            if turn % 2 and not self._stations:
                 with self._book.outage():
                     await self._lab.unplug_stage()
                     await trio.sleep(0.01 * (turn % 5))
@@ -194,7 +198,16 @@ class Crowd:
                     await trio.sleep(1.2 * timeout)
                     self._lab.thaw()
 
+    # --- one line, or several stations on it -----------------------------------------------------------------------
 
-def _commands(note: Note) -> tuple[bytes, bytes]:
-    nonce = note.nonce.encode("ascii")
-    return b"POS? " + nonce, b"SLOW? " + nonce + b" " + SLOWLY
+    def _acquire(self, note: Note) -> PortAcquisition:
+        return self._port.acquire(note.owner, station=self._station(note))
+
+    def _commands(self, note: Note) -> tuple[bytes, bytes]:
+        """Return a query that is answered at once, and one that is answered after a while."""
+        station = self._station(note)
+        address = "" if station is None else f"{station} "
+        return f"{address}POS? {note.nonce}".encode(), f"{address}SLOW? {note.nonce} {SLOWLY}".encode()
+
+    def _station(self, note: Note) -> str | None:
+        return self._stations[int(note.nonce[1:]) % len(self._stations)] if self._stations else None

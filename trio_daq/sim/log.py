@@ -30,8 +30,8 @@ class LogEntry:
             of a compound message; ``"fault"`` when a fault fired.
         text: The command, the reply, or what the fault sent, without terminator.
         tag: The tag of the query (of a compound command: the first), or None.
-        fault: A kind of fault that `FaultPlan` lists; ``"unplug"``; ``"freeze"``, noted when it is over, *text* being its
-            length; or None.
+        fault: A kind of fault that `FaultPlan` lists; ``"unplug"``; ``"freeze"``, noted when it is over, with its
+            length as text; or None.
     """
 
     t: int

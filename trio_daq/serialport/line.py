@@ -225,7 +225,10 @@ class SerialLine:
 
     def is_ready_for(self, station: str | None) -> bool:
         """Return whether it can be handed out as it is, to somebody who talks to *station*."""
-        return self.greeted and self.state in _IN_ORDER and not self._recovery.is_assumed_off(station)
+        # A doubt is cleared before, not by the first command: its deadline is for its own reply, not for a late one of
+        # somebody else. Only who wants what came unasked gets the line as it is.
+        wanted = _IN_ORDER if self.config.on_acquire == "keep" else (LineState.CLEAN,)
+        return self.greeted and self.state in wanted and not self._recovery.is_assumed_off(station)
 
     async def make_ready(self, station: str | None = None) -> None:
         """Open the line if it is not, and make it clean if it is not. Cancellation keeps the progress.

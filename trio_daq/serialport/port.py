@@ -224,7 +224,7 @@ class SharedSerialPort:
     async def _prepare(self, claim: Claim, station: str | None) -> SerialGuard:
         """Make the line ready for the owner of *claim*, within their deadline."""
         line = self._line
-        if not (line.is_ready_for(station) and await self._caught_up(claim)):
+        if not (line.is_ready_for(station) and await self._caught_up(claim, station)):
             with self._explaining(claim):
                 await self._make_ready(claim, station)
         guard = SerialGuard(line, claim, self._exchanges, station)
@@ -238,13 +238,13 @@ class SharedSerialPort:
                 raise
         return guard
 
-    async def _caught_up(self, claim: Claim) -> bool:
+    async def _caught_up(self, claim: Claim, station: str | None) -> bool:
         try:
             self._line.catch_up(claim.granted_at)
         except trio.BrokenResourceError:  # it went away while nobody looked: it may be back already
             await self._line.hang_up()
             return False
-        return True
+        return self._line.is_ready_for(station)  # what came may have put it in doubt
 
     async def _make_ready(self, claim: Claim, station: str | None) -> None:
         await self._in_time(claim, lambda: self._patiently(station))

@@ -9,6 +9,8 @@ nox.options.sessions = ["lint", "typing", "tests"]
 nox.options.error_on_external_run = True
 nox.options.default_venv_backend = "venv"
 
+BENCHMARKS = ["serial.py"]
+
 PROJECT = nox.project.load_toml("pyproject.toml")
 
 
@@ -51,8 +53,8 @@ def docs(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Ratios to other libraries, measured side by side. Never part of a test."""
     session.install(".", *group("bench"))
-    for script in sorted(Path("benchmarks").glob("bench_*.py")):
-        session.run("python", str(script), *session.posargs)
+    for script in BENCHMARKS:
+        session.run("python", "-P", str(Path("benchmarks", script)), *session.posargs)
 
 
 @nox.session

@@ -69,6 +69,7 @@ class Owner:
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     state: str = "waiting"
     """``waiting``, ``inside``, ``revoked``, or ``gone``."""
+    leaving: bool = False
     orders: Any = None
     to_owner: Any = None
 
@@ -159,6 +160,7 @@ class PortMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.inside())
     @rule()
     def release(self) -> None:
+        self.inside()[0].leaving = True  # as soon as it has done what it was told before
         self.driver.call(self.inside()[0].to_owner.close)
         self.driver.settle()
 
@@ -189,8 +191,9 @@ class PortMachine(RuleBasedStateMachine):
         self.driver.advance(seconds)
 
     def order(self, what: Any) -> None:
-        self.driver.call(self.inside()[0].to_owner.send_nowait, what)
-        self.driver.settle()
+        if not self.inside()[0].leaving:
+            self.driver.call(self.inside()[0].to_owner.send_nowait, what)
+            self.driver.settle()
 
     # --- what always holds -----------------------------------------------------------------------------------------
 

@@ -86,7 +86,7 @@ class SharedSerialPort:
     @property
     def order(self) -> tuple[LineKind, str]:
         """Its place in the order in which `acquire_all` takes lines."""
-        return LineKind.SERIAL, os.path.realpath(self.path)
+        return LineKind.SERIAL, self.path if "://" in self.path else os.path.realpath(self.path)
 
     @property
     def baud_rate(self) -> int:
@@ -224,11 +224,18 @@ class SharedSerialPort:
     async def _prepare(self, claim: Claim, station: str | None) -> SerialGuard:
         """Make the line ready for the owner of *claim*, within their deadline."""
         line = self._line
-        if not (line.is_ready_for(station) and await self._caught_up(claim, station)):
+        try:
+            ready = line.is_ready_for(station)
+            if ready:
+                line.catch_up(claim.granted_at)
+                ready = line.is_ready_for(station)  # what came may have put it in doubt
+        except trio.BrokenResourceError:  # it went away while nobody looked: it may be back already
+            await line.hang_up()
+            ready = False
+        if not ready:
             with self._explaining(claim):
                 await self._make_ready(claim, station)
         guard = SerialGuard(line, claim, self._exchanges, station)
-        claim.on_revoked = guard._revoked
         if not line.greeted:
             try:
                 with self._explaining(claim):
@@ -237,14 +244,6 @@ class SharedSerialPort:
                 guard._release(failed=True)
                 raise
         return guard
-
-    async def _caught_up(self, claim: Claim, station: str | None) -> bool:
-        try:
-            self._line.catch_up(claim.granted_at)
-        except trio.BrokenResourceError:  # it went away while nobody looked: it may be back already
-            await self._line.hang_up()
-            return False
-        return self._line.is_ready_for(station)  # what came may have put it in doubt
 
     async def _make_ready(self, claim: Claim, station: str | None) -> None:
         await self._in_time(claim, lambda: self._patiently(station))

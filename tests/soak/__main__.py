@@ -151,8 +151,8 @@ def main() -> int:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python tests/soak", description=__doc__.partition("\n")[0])
     parser.add_argument("modes", nargs="*", metavar="MODE=EXCHANGES", help=f"modes: {', '.join(MODES)}")
-    parser.add_argument("--timeout", type=float, default=0.1, help="seconds in which the instrument ought to answer")
-    parser.add_argument("--late-by", type=float, default=0.15, help="seconds by which a late reply is late")
+    parser.add_argument("--timeout", type=float, default=0.3, help="seconds in which the instrument ought to answer")
+    parser.add_argument("--late-by", type=float, default=0.4, help="seconds by which a late reply is late")
     parser.add_argument("--seed", type=int, default=1, help="of the instrument's faults")
     parser.add_argument("--keep", metavar="FOLDER", help="leave the instruments' logs and the owners' notes there")
     parser.add_argument("--json", action="store_true", help="print one JSON line for each mode instead of a table")

@@ -1,4 +1,4 @@
-"""Every check of this project: ``nox`` runs what must pass, ``nox -s docs bench`` the rest."""
+"""Every check of this project: ``nox`` runs what must pass, ``nox -s docs bench soak`` the rest."""
 
 from pathlib import Path
 
@@ -55,3 +55,10 @@ def bench(session: nox.Session) -> None:
     session.install(".", *group("bench"))
     for script in BENCHMARKS:
         session.run("python", "-P", str(Path("benchmarks", script)), *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Shared serial ports under every kind of fault, judged by the instrument's own log; takes some minutes."""
+    session.install(".")
+    session.run("python", "tests/soak", *session.posargs)

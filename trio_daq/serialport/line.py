@@ -82,6 +82,9 @@ class SerialLine:
         self._stream: ByteStream | None = None
         self._recovery = Recovery(config, self.unsolicited)
         self._reopened = False
+        # A doubt is cleared before, not by the first command: its deadline is for its own reply, not for a late one of
+        # somebody else. Only who wants what came unasked gets the line as it is.
+        self._handed_out = _IN_ORDER if config.on_acquire == "keep" else (LineState.CLEAN,)
         self._until_open = Backoff(first=0.05, last=2.0)
         self._until_retry = Backoff(first=1.0, last=30.0)
         self._closing = trio.Event()
@@ -226,7 +229,7 @@ class SerialLine:
 
     def is_ready_for(self, station: str | None) -> bool:
         """Return whether it can be handed out as it is, to somebody who talks to *station*."""
-        return self.greeted and self.state in _IN_ORDER and not self._recovery.is_assumed_off(station)
+        return self.greeted and self.state in self._handed_out and not self._recovery.is_assumed_off(station)
 
     async def make_ready(self, station: str | None = None) -> None:
         """Open the line if it is not, and make it clean if it is not. Cancellation keeps the progress.

@@ -230,6 +230,7 @@ class SharedSerialPort:
             line.catch_up(claim.granted_at)
         except trio.BrokenResourceError:  # it went away while nobody looked: it may be back already
             line.lose()
+        if not line.is_ready_for(station):  # what came may have put it in doubt
             return None
         return SerialGuard(line, claim, self._exchanges, station)
 

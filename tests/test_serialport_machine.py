@@ -382,6 +382,54 @@ def test_a_keeper_makes_it_clean_though_nobody_waits_long_enough() -> None:
     run_with_virtual_time(main)
 
 
+def test_a_slip_ends_with_the_next_sync_query_and_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """An unasked line taken for a reply shifts what follows, for ``sync_every`` seconds of hard use and no longer."""
+
+    async def main() -> list[bool]:
+        line = MemoryLine()
+        config = attrs.evolve(CONFIG, sync_every=1.0)
+        port, instrument = SharedSerialPort(config, line.open_stream), Instrument(line)
+        right = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(instrument.serve)
+            for number in range(200):
+                async with port.acquire("owner") as guard:
+                    if number == 5:
+                        nursery.start_soon(speak_unasked, line)
+                    right.append(await guard.query(b"%d 0.02" % number) == b"re %d" % number)
+            nursery.cancel_scope.cancel()
+        return right
+
+    async def speak_unasked(line: MemoryLine) -> None:
+        await trio.sleep(0.01)
+        line.send(b"HELLO\n")
+
+    right = run_with_virtual_time(main)
+    assert right[:5] == [True] * 5
+    assert 10 < right.count(False) < 60
+    assert right[-130:] == [True] * 130
+    assert "replies had slipped" in caplog.text
+
+
+def test_a_line_that_is_in_order_is_asked_now_and_then_and_nothing_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """With ``sync_every``, hard use costs one more question a second, and idleness none."""
+
+    async def main() -> int:
+        line = MemoryLine()
+        port, instrument = SharedSerialPort(attrs.evolve(CONFIG, sync_every=1.0), line.open_stream), Instrument(line)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(instrument.serve)
+            for number in range(200):
+                async with port.acquire("owner") as guard:
+                    assert await guard.query(b"%d 0.02" % number) == b"re %d" % number
+            await trio.sleep(100)
+            nursery.cancel_scope.cancel()
+        return port.statistics().recoveries
+
+    assert run_with_virtual_time(main) in (4, 5)
+    assert "slipped" not in caplog.text
+
+
 def test_a_task_that_is_cancelled_already_sends_nothing() -> None:
     """Neither through a free port, nor through a guard that it has: the instrument hears nothing."""
 

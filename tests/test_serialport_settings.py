@@ -27,6 +27,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "read_terminator": b"\n",
         "quiet_time": None,
         "sync_query": None,
+        "sync_every": 10.0,
         "stations": {},
         "min_gap": 0.0,
         "char_delay": 0.0,

@@ -82,6 +82,9 @@ class SerialLine:
         self._stream: ByteStream | None = None
         self._recovery = Recovery(config, self.unsolicited)
         self._reopened = False
+        self._routine = False
+        self._asked_at = math.inf
+        self._never_clean = ""
         # A doubt is cleared before, not by the first command: its deadline is for its own reply, not for a late one of
         # somebody else. Only who wants what came unasked gets the line as it is.
         self._handed_out = _IN_ORDER if config.on_acquire == "keep" else (LineState.CLEAN,)
@@ -141,8 +144,11 @@ class SerialLine:
         if self.state is not before:
             _log.debug("%s: %s, %s -> %s", self.config.path, event.value, before.value, self.state.value)
 
-    def catch_up(self, now: float) -> None:
+    def catch_up(self, now: float, station: str | None = None) -> None:
         """Read what came while nobody had the line, and throw it away unless the settings say to keep it.
+
+        A line that has been in use for long enough is put in doubt too: an unasked line that was taken for a reply has
+        shifted all replies since, and nothing but a sync query shows it.
 
         Raises:
             trio.BrokenResourceError: If the device hung up meanwhile.
@@ -152,6 +158,9 @@ class SerialLine:
         self.looked_at = now
         if self.has_leftover() and self.config.on_acquire == "discard":
             self.doubt_input()
+        elif self._recovery.can_ask and now - self._asked_at > self.config.sync_every:
+            self._routine = True
+            self.note(LineEvent.DOUBTED, station)
 
     def has_leftover(self) -> bool:
         """Return whether bytes have come that nobody read, other than lines that the instrument sends by itself."""
@@ -308,6 +317,7 @@ class SerialLine:
             _log.warning("%s: the driver has not let it close for %g s", self.config.path, timeout)
 
     async def _recover(self) -> None:
+        dropped, routine, self._routine = self._recovery.dropped, self._routine, False
         try:
             await self._recovery.run(self.stream)
         except NeverCleanError as error:
@@ -316,12 +326,21 @@ class SerialLine:
                 await self._recover()
                 return
             self.note(LineEvent.GAVE_UP)
+            self._never_clean = str(error)
             self._until_retry.failed()
             raise LineUnusableError(
-                resource=self.config.path, reason=str(error), retry_in=self._until_retry.left()
+                resource=self.config.path, reason=self._never_clean, retry_in=self._until_retry.left()
             ) from error
         self.buffer.clear()
         self._reopened = False
+        if routine and self._recovery.dropped > dropped:
+            _log.warning(
+                "%s: replies had slipped: the sync query, asked after %g s of use, found one that nobody waited for. "
+                "Replies since may have reached the wrong caller; does the instrument speak unasked?",
+                self.config.path,
+                trio.current_time() - self._asked_at,
+            )
+        self._asked_at = trio.current_time()
         self._until_retry.succeeded()
         self.recoveries += 1
         self.note(LineEvent.RECOVERED)
@@ -338,5 +357,7 @@ class SerialLine:
     def _refuse_before_retry(self) -> None:
         if (retry_in := self._until_retry.left()) > 0:
             raise LineUnusableError(
-                resource=self.config.path, reason="it could not be made clean before", retry_in=retry_in
+                resource=self.config.path,
+                reason=f"it could not be made clean before: {self._never_clean}",
+                retry_in=retry_in,
             )

@@ -219,6 +219,7 @@ class SharedSerialPort:
 
         Bounded and shielded: a driver that holds the close longer than *timeout* seconds is left to a thread.
         """
+        self._lease.turn_away(lambda owner: SessionClosedError(resource=self.path, owner=owner))
         await self._line.aclose(timeout)
 
     def _prepared_at_once(self, claim: Claim, station: str | None) -> SerialGuard | None:
@@ -227,7 +228,7 @@ class SharedSerialPort:
         if not line.is_ready_for(station):
             return None
         try:
-            line.catch_up(claim.granted_at)
+            line.catch_up(claim.granted_at, station)
         except trio.BrokenResourceError:  # it went away while nobody looked: it may be back already
             line.lose()
         if not line.is_ready_for(station):  # what came may have put it in doubt
@@ -239,15 +240,15 @@ class SharedSerialPort:
         line = self._line
         with self._explaining(claim):
             await self._make_ready(claim, station)
-        guard = SerialGuard(line, claim, self._exchanges, station)
         if not line.greeted:
+            host = SerialGuard(line, claim, Counter(), station)
             try:
                 with self._explaining(claim):
-                    await self._in_time(claim, lambda: greet(guard, line))
+                    await self._in_time(claim, lambda: greet(host, line))
             except BaseException:
-                guard._release(failed=True)
+                host._release(failed=True)
                 raise
-        return guard
+        return SerialGuard(line, claim, self._exchanges, station)
 
     async def _make_ready(self, claim: Claim, station: str | None) -> None:
         await self._in_time(claim, lambda: self._patiently(station))
@@ -267,7 +268,7 @@ class SharedSerialPort:
     async def _make_ready_at_once(self, station: str | None = None) -> None:
         try:
             await self._line.make_ready(station)
-            self._line.catch_up(trio.current_time())
+            self._line.catch_up(trio.current_time(), station)
         except trio.BrokenResourceError:
             await self._line.hang_up()
             raise

@@ -102,6 +102,8 @@ class SerialPortConfig:
             longest delay. With one, it is how long its answer is awaited before it is asked again.
         sync_query: A harmless question with a known answer, by which late replies are told apart from the next one
             however late they are; None if the instrument has none.
+        sync_every: Seconds of use after which the sync query is asked again though nothing was odd. A line that the
+            instrument sent unasked, and that was taken for a reply, shifts all that follow; this ends it and says so.
         stations: On a bus with several instruments, the sync query of each by its name: ``acquire`` then names the
             station, and the one that owes a reply has to answer before anybody else gets the line.
         min_gap: Seconds of silence between the last byte on the line and the next command.
@@ -139,6 +141,7 @@ class SerialPortConfig:
     sync_query: SyncQuery | None = attrs.field(
         default=None, validator=attrs.validators.optional(attrs.validators.instance_of(SyncQuery))
     )
+    sync_every: float = attrs.field(default=10.0, validator=positive_seconds)
     stations: Mapping[str, SyncQuery] = attrs.field(factory=dict, validator=_station_names, hash=False)
     min_gap: float = attrs.field(default=0.0, validator=_pause)
     char_delay: float = attrs.field(default=0.0, validator=_pause)

@@ -3,9 +3,9 @@
 A lease knows nothing of ports or instruments. It is handed out only as an ``async with`` block, so no task can end
 while it holds one. It can be taken back from a holder, whose claim is dead from that moment.
 
-Invariants: ``_held`` is the one claim that has the lease, or None; ``_waiting`` holds the claims in line, first come
-first, and is empty while nobody has the lease; a claim that is in neither has nothing and will get nothing. While
-somebody waits, the alarm of the line rings no later than the next half time or deadline in it.
+Invariants: ``_held`` is the one claim on whose behalf the limiter's only token is borrowed, or None; ``_waiting`` holds
+the claims in line, first come first, and is empty while nobody has the lease; a claim that is in neither has nothing
+and will get nothing. While somebody waits, the alarm of the line rings no later than the next half time or deadline.
 """
 
 from __future__ import annotations
@@ -100,6 +100,8 @@ class Lease:
         self.kind = kind
         self._timeout = checked_timeout(timeout)
         self._max_hold = None if max_hold is None else checked_timeout(max_hold, "max_hold", zero=False)
+        # Borrowed on behalf of a claim, never of an owner's name: the limiter refuses an equal borrower.
+        self._limiter = trio.CapacityLimiter(1)
         self._held: Claim | None = None
         self._waiting: dict[Claim, None] = {}
         self._alarm = Alarm(self._look_along_the_line)
@@ -171,6 +173,12 @@ class Lease:
         self._release(claim)
         return claim.owner
 
+    def turn_away(self, error_for: Callable[[str], Exception]) -> None:
+        """End every wait in line, as when the thing is gone for good; ``error_for(owner)`` is raised in each."""
+        for claim in tuple(self._waiting):
+            self._take_out(claim)
+            trio.lowlevel.reschedule(claim.task, outcome.Error(error_for(claim.owner)))
+
     def statistics(self) -> LeaseStatistics:
         """Return a snapshot for displays, health checks and tests."""
         return LeaseStatistics(
@@ -187,6 +195,7 @@ class Lease:
         )
 
     def _grant(self, claim: Claim, now: float) -> None:
+        self._limiter.acquire_on_behalf_of_nowait(claim)
         self._held = claim
         claim.granted_at = now
         owner = claim.owner
@@ -205,6 +214,7 @@ class Lease:
         if _log.isEnabledFor(logging.DEBUG):
             _log.debug("%s: released by %s after %.6f s", self.resource, claim.owner, now - claim.granted_at)
         self._held = None
+        self._limiter.release_on_behalf_of(claim)
         if self.kind is not LineKind.SERIAL:
             forget_granted(claim)
         if self._waiting:

@@ -140,7 +140,11 @@ EXAMPLES = {
     "StartError": ({"member": "visa.dmm", "cause": OSError("no host")}, RuntimeError, ["visa.dmm", "no host"]),
     "StoppingError": ({"subsystem": "v4", "action": "spawn()"}, ConnectionError, ["v4", "spawn()"]),
     "UnhealthyError": ({"report": "stage is lost"}, RuntimeError, ["stage is lost"]),
-    "DoorClosedError": ({"resource": "/dev/ttyUSB7", "owner": "old"}, ConnectionError, ["/dev/ttyUSB7", "'old'"]),
+    "DoorClosedError": (
+        {"resource": "/dev/ttyUSB7", "owner": "old", "reason": "it is late", "sent": "unknown"},
+        ConnectionError,
+        ["/dev/ttyUSB7", "'old'", "it is late", "sent: unknown"],
+    ),
     "ConfigError": ({"problems": ("lab.toml:1: a", "lab.toml:2: b")}, ValueError, ["lab.toml:1: a\nlab.toml:2: b"]),
     "GuardReleasedError": (
         {"resource": "/dev/ttyUSB7", "owner": "alice", "action": "write_all"},

@@ -367,6 +367,7 @@ async def test_stopping_the_member_frees_its_thread(lab: Lab, kind: str) -> None
             await in_thread(thread.join, 5)
     assert isinstance(failure.error, DoorClosedError)
     assert isinstance(failure.error, ConnectionError)
+    assert failure.error.sent == ("no" if kind == "wait for the port" else "unknown")
     assert lab.port.current_owner() is None
     async with lab.port.acquire("new", timeout=5) as guard:
         assert await guard.query(b"ECHO b") == b"b"

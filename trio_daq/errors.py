@@ -549,14 +549,24 @@ class UnhealthyError(DaqError, RuntimeError):
 
 @_error
 class DoorClosedError(DaqError, ConnectionError):
-    """A thread used its door to an instrument after its part of the lab had stopped. Nothing was sent."""
+    """A thread used its door to an instrument when its part of the lab had stopped or was stopping.
+
+    Attributes:
+        resource: What the door leads to.
+        owner: Whose door it is.
+        reason: Why it is closed.
+        sent: Whether the command reached the instrument: ``"unknown"`` if it was cut off in the middle.
+    """
 
     resource: str
     owner: str
+    reason: str = "its part of the lab is stopping"
     sent: Sent = "no"
 
     def __str__(self) -> str:
-        return f"{self.resource}: the door of {self.owner!r} is closed, because its part of the lab is stopping."
+        return (
+            f"{self.resource}: the door of {self.owner!r} is closed, because {self.reason} (command sent: {self.sent})."
+        )
 
 
 # --- mistakes that only a changed program or file can cure ------------------------------------------------------

@@ -1,13 +1,16 @@
 """The Trio side of all doors of one thread member: it does what threads ask, in tasks of the member's own nursery.
 
-A thread posts a job, which is plain data, and blocks until its result is there. The host ends with its member, and
-with it every job: a thread that was given up gets `DoorClosedError`, never `trio.Cancelled`, and can take nothing more.
+A thread posts a job and blocks until its result is there. The host ends with its member, and with it every job: a
+thread that was given up gets `DoorClosedError`, never `trio.Cancelled`, and can take nothing more. What a thread gave
+up itself is never begun, or cancelled if it was. A job acts on behalf of the thread that posted it: what one thread has
+and what it waits for belong together, whichever tasks do it.
 
 Invariant: every job that was posted gets exactly one result or one error.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
@@ -17,13 +20,17 @@ from typing import Any
 import attrs
 import trio
 
-from trio_daq.errors import DoorClosedError, StateError
+from trio_daq.errors import DoorClosedError, Sent, StateError
+from trio_daq.sharing import on_behalf_of
 
 _MARGIN = 10.0
 """Seconds that a thread waits beyond the deadline of its job before it takes the event loop for dead."""
 
 Verbs = Mapping[str, Callable[..., Awaitable[Any]]]
 """What can be asked for, by name."""
+
+Serve = Callable[["Future[Any]"], Awaitable[None]]
+"""Does a job in the Trio thread and fills its future, or raises the job's error before it has."""
 
 
 @attrs.frozen
@@ -60,34 +67,36 @@ class DoorHost:
         """Serve until cancelled. After that every call through a door raises `DoorClosedError`."""
         self._token = trio.lowlevel.current_trio_token()
         self._trio_thread = threading.get_ident()
-        try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
                 task_status.started()
                 await trio.sleep_forever()
-        finally:
-            self._nursery = None
+            finally:
+                self._nursery = None  # before the nursery closes: to start a task in a closed one would be our bug
 
     def call(self, resource: str, verbs: Verbs, job: Job) -> Any:
         """Have *job* done and return its result. Called in any thread but Trio's.
 
         Raises:
-            DoorClosedError: If the member is stopping.
+            DoorClosedError: If the member is stopping, or the event loop does not answer.
             Exception: Whatever the job raised.
         """
-        closed = self.closed(resource)
 
-        def start(nursery: trio.Nursery, future: Future[Any]) -> None:
-            nursery.start_soon(fulfil, verbs, job, future, closed)
+        async def serve(future: Future[Any]) -> None:
+            future.set_result(await verbs[job.verb](*job.arguments, **job.options))
 
-        return self.post(resource, start, job.patience)
+        return self.post(resource, serve, job.patience)
 
-    def post(self, resource: str, start: Callable[[trio.Nursery, Future[Any]], None], patience: float) -> Any:
-        """Have ``start(nursery, future)`` called in the Trio thread, and wait for the future.
+    def post(self, resource: str, serve: Serve, patience: float, *, sent: Sent = "unknown") -> Any:
+        """Have ``serve(future)`` run as a task, and wait for the future. Called in any thread but Trio's.
 
-        *start* must see to it that the future is filled, whatever happens.
+        Args:
+            resource: What the job is for; it opens the message of an error.
+            serve: The task. It may go on after it has filled the future.
+            patience: Seconds after which the future must have been filled.
+            sent: What a `DoorClosedError` says of the command if the job had begun.
         """
-        token = self._token
         if threading.get_ident() == self._trio_thread:
             raise StateError(
                 action=f"a blocking call on {resource}",
@@ -95,39 +104,65 @@ class DoorHost:
                 actual="in that very thread",
                 hint="In async code use the port or the session itself.",
             )
+        token, thread = self._token, threading.current_thread()
         if token is None:
             raise self.closed(resource)
         future: Future[Any] = Future()
+        scope = trio.CancelScope()
+
+        async def run() -> None:
+            try:
+                with scope:
+                    await serve(future)
+            except Exception as error:
+                if future.done():
+                    raise
+                future.set_exception(error)  # it is raised in the thread
+            finally:
+                if not future.done():
+                    future.set_exception(self.closed(resource, sent))
 
         def start_or_refuse() -> None:
+            if not future.set_running_or_notify_cancel():
+                return  # the thread gave it up before it began
             if self._nursery is None:
                 future.set_exception(self.closed(resource))
             else:
-                start(self._nursery, future)
+                with on_behalf_of(thread):
+                    self._nursery.start_soon(run, name=f"door of {self.owner} to {resource}")
 
         try:
             token.run_sync_soon(start_or_refuse)
-            return future.result(patience + _MARGIN)
         except trio.RunFinishedError:
             raise self.closed(resource) from None
-        except FutureTimeoutError as error:
+        try:
+            return future.result(patience + _MARGIN)
+        except FutureTimeoutError:
             if future.done():
-                raise  # the job's own timeout
-            raise self.closed(resource) from error
+                return future.result()  # or raise the job's own time-out
+            reason = f"its event loop has not answered for {patience + _MARGIN:g} s"
+            raise self.closed(resource, _give_up(future, scope, token, sent), reason) from None
+        except BaseException:  # the thread's own, a KeyboardInterrupt for one
+            if not future.done():
+                _give_up(future, scope, token, sent)
+            raise
 
-    def closed(self, resource: str) -> DoorClosedError:
-        """Return the error of a call that comes too late."""
-        return DoorClosedError(resource=resource, owner=self.owner)
+    def tell(self, note: Callable[[], object]) -> None:
+        """Have ``note()`` called in the Trio thread, without waiting for it; unlike a job it is never given up."""
+        if self._token is not None:
+            with contextlib.suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(note)
+
+    def closed(self, resource: str, sent: Sent = "no", reason: str | None = None) -> DoorClosedError:
+        """Return the error of a call that comes too late, or that was cut off."""
+        reason = reason or "its part of the lab is stopping"
+        return DoorClosedError(resource=resource, owner=self.owner, reason=reason, sent=sent)
 
 
-async def fulfil(verbs: Verbs, job: Job, future: Future[Any], closed: DoorClosedError) -> None:
-    """Do *job* and fill *future*: with its result, its error, or *closed* if it was cancelled."""
-    try:
-        result = await verbs[job.verb](*job.arguments, **job.options)
-    except Exception as error:  # noqa: BLE001 - it is raised in the thread
-        future.set_exception(error)
-    except BaseException:
-        future.set_exception(closed)
-        raise
-    else:
-        future.set_result(result)
+def _give_up(future: Future[Any], scope: trio.CancelScope, token: trio.lowlevel.TrioToken, sent: Sent) -> Sent:
+    """See to it that a job which nobody waits for any more is not begun or does not go on; return what it has sent."""
+    if future.cancel():
+        return "no"
+    with contextlib.suppress(trio.RunFinishedError):  # then it ended with the run
+        token.run_sync_soon(scope.cancel)
+    return sent

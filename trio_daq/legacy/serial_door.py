@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import functools
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -12,10 +12,8 @@ from typing import Any
 import trio
 
 from trio_daq.errors import DoorClosedError, GuardReleasedError
-from trio_daq.legacy.host import DoorHost, Job, Verbs, fulfil
-from trio_daq.serialport import SerialGuard, SharedSerialPort
-
-_Posted = tuple[Job, "Future[Any]"]
+from trio_daq.legacy.host import DoorHost, Job, Verbs
+from trio_daq.serialport import ModemLines, SerialGuard, SharedSerialPort
 
 
 class _SequenceFailedError(Exception):
@@ -41,34 +39,45 @@ class SerialDoor:
         """Path of the port."""
         return self._port.path
 
-    def query(self, data: bytes, timeout: float | None = None) -> bytes:
+    def query(
+        self, data: bytes, timeout: float | None = None, *, station: str | None = None, match: bytes | None = None
+    ) -> bytes:
         """Take the port, write *data* with its terminator, and return the reply without its terminator.
 
         Args:
             data: The command.
             timeout: Seconds for the exchange; the port's own if omitted. The wait for the port comes on top.
+            station: Which of the port's stations is to be talked to, if it has any.
+            match: A regular expression that the reply must contain, as `SerialGuard.query` has it.
 
         Raises:
             DaqError: As `SharedSerialPort.acquire` and `SerialGuard.query` raise it.
             DoorClosedError: If the member is stopping.
         """
-        with self.exclusive() as sequence:
-            return sequence.query(data, timeout)
+        with self.exclusive(station=station) as sequence:
+            return sequence.query(data, timeout, match=match)
 
     @contextmanager
-    def exclusive(self, owner: str | None = None, timeout: float | None = None) -> Iterator[SerialSequence]:
+    def exclusive(
+        self, owner: str | None = None, timeout: float | None = None, station: str | None = None
+    ) -> Iterator[SerialSequence]:
         """Have the port for the length of a ``with`` block.
+
+        It belongs to the thread that asked: a thread that would wait for itself, or for another thread or task that
+        waits for it, is refused.
 
         Args:
             owner: Who wants it; the member's id if omitted.
             timeout: Seconds to wait for it; the port's ``acquire_timeout`` if omitted.
+            station: Which of the port's stations is to be talked to, if it has any.
 
         Raises:
             DaqError: As `SharedSerialPort.acquire` raises it.
+            LeaseRevokedError: On leaving, if it was taken back because of ``max_hold``.
             DoorClosedError: If the member is stopping.
         """
         sequence = SerialSequence(self._host, self._port)
-        sequence._acquire(owner or self._host.owner, timeout)
+        sequence._acquire(owner or self._host.owner, timeout, station)
         failed = True
         try:
             yield sequence
@@ -78,13 +87,21 @@ class SerialDoor:
 
 
 class SerialSequence:
-    """A port that a thread has for a while. Its calls are those of `SerialGuard`, and block."""
+    """A port that a thread has for a while. Its calls are those of `SerialGuard`, and block.
+
+    A task in the host's nursery holds the port, and each call is a task beside it; calls go one after another.
+    """
 
     def __init__(self, host: DoorHost, port: SharedSerialPort) -> None:
         self._host = host
         self._port = port
+        self._verbs: Verbs = {}
         self._released = False
-        self._jobs, self._next_job = trio.open_memory_channel[_Posted](math.inf)
+        self._failed = False
+        self._turn = trio.Lock()
+        self._leaving = trio.Event()
+        self._left = trio.Event()
+        self._error: Exception | None = None
 
     def write_all(self, data: bytes, timeout: float | None = None) -> None:
         """Write all of *data*, for which a reply may come."""
@@ -106,79 +123,87 @@ class SerialSequence:
         """Read up to and including *terminator*, by default the port's own."""
         return bytes(self._call("read_until", terminator, timeout=timeout))
 
-    def query(self, data: bytes, timeout: float | None = None) -> bytes:
+    def query(self, data: bytes, timeout: float | None = None, *, match: bytes | None = None) -> bytes:
         """Write *data* with the port's terminator, and return the reply without its terminator."""
-        return bytes(self._call("query", data, timeout=timeout))
+        return bytes(self._call("query", data, timeout=timeout, match=match))
 
-    def _acquire(self, owner: str, timeout: float | None) -> None:
+    def discard_input(self) -> bytes:
+        """Throw away what has come and was not read; return it."""
+        return bytes(self._call("discard_input", timeout=0.0))
+
+    def send_break(self, duration: float = 0.25, timeout: float | None = None) -> None:
+        """Hold the line in the break condition for *duration* seconds."""
+        self._call("send_break", duration, timeout=timeout, takes=duration)
+
+    def modem_lines(self, timeout: float | None = None) -> ModemLines:
+        """Return the state of the modem lines."""
+        lines: ModemLines = self._call("modem_lines", timeout=timeout)
+        return lines
+
+    def set_modem_lines(
+        self, *, dtr: bool | None = None, rts: bool | None = None, timeout: float | None = None
+    ) -> None:
+        """Set DTR and RTS; None leaves one as it is."""
+        self._call("set_modem_lines", timeout=timeout, dtr=dtr, rts=rts)
+
+    def set_baud_rate(self, baud_rate: int, timeout: float | None = None) -> None:
+        """Change the speed of the open port, for all owners."""
+        self._call("set_baud_rate", baud_rate, timeout=timeout)
+
+    def _acquire(self, owner: str, timeout: float | None, station: str | None) -> None:
         patience = self._port.config.acquire_timeout if timeout is None else timeout
-
-        def start(nursery: trio.Nursery, granted: Future[Any]) -> None:
-            nursery.start_soon(self._hold, owner, timeout, granted)
-
-        self._host.post(self._port.path, start, patience)
+        hold = functools.partial(self._hold, owner, timeout, station)
+        self._host.post(self._port.path, hold, patience, sent="no")
 
     def _release(self, failed: bool) -> None:
+        self._released, self._failed = True, failed
+        self._host.tell(self._leaving.set)
         # A closed door has released the port already, and must not replace the exception of the thread's block.
         with contextlib.suppress(DoorClosedError):
-            self._post(Job("release", (failed,)))
-        self._released = True
+            self._host.post(self._port.path, self._wait_left, patience=0.0)
 
-    def _call(self, verb: str, argument: Any, timeout: float | None) -> Any:
-        patience = self._port.config.timeout if timeout is None else timeout
-        return self._post(Job(verb, (argument,), {"timeout": timeout}, patience))
+    def _call(self, verb: str, *arguments: Any, timeout: float | None, takes: float = 0.0, **options: Any) -> Any:
+        patience = takes + (self._port.config.timeout if timeout is None else timeout)
+        return self._post(Job(verb, arguments, {"timeout": timeout, **options}, patience))
 
     def _post(self, job: Job) -> Any:
         if self._released:
             raise GuardReleasedError(resource=self._port.path, owner=self._host.owner, action=job.verb)
+        return self._host.post(self._port.path, functools.partial(self._do, job), job.patience)
 
-        def hand_over(_: trio.Nursery, future: Future[Any]) -> None:
-            try:
-                self._jobs.send_nowait((job, future))
-            except trio.BrokenResourceError:
-                future.set_exception(self._host.closed(self._port.path))
-
-        return self._host.post(self._port.path, hand_over, job.patience)
-
-    async def _hold(self, owner: str, timeout: float | None, granted: Future[Any]) -> None:
-        """Hold the port for the thread, and do what it asks meanwhile. Runs in the host's nursery."""
-        closed = self._host.closed(self._port.path)
-        released: Future[Any] | None = None
+    async def _hold(self, owner: str, timeout: float | None, station: str | None, granted: Future[Any]) -> None:
+        """Hold the port for the thread until it lets go."""
         try:
-            async with self._port.acquire(owner, timeout) as guard:
+            async with self._port.acquire(owner, timeout, station) as guard:
+                self._verbs = _verbs(guard)
                 granted.set_result(None)
-                verbs = _verbs(guard)
-                async for job, future in self._next_job:
-                    if job.verb == "release":
-                        released = future
-                        if job.arguments[0]:
-                            raise _SequenceFailedError
-                        return
-                    await fulfil(verbs, job, future, closed)
+                await self._leaving.wait()
+                if self._failed:
+                    raise _SequenceFailedError
         except _SequenceFailedError:
             pass
         except Exception as error:
-            if granted.done():
-                raise
-            granted.set_exception(error)  # it is raised in the thread
-        except BaseException:
             if not granted.done():
-                granted.set_exception(closed)
-            raise
+                raise
+            self._error = error  # it is raised where the thread leaves its block
         finally:
-            if released is not None:
-                released.set_result(None)
-            self._refuse_the_rest(closed)
+            self._left.set()
 
-    def _refuse_the_rest(self, closed: DoorClosedError) -> None:
-        with contextlib.suppress(trio.WouldBlock, trio.EndOfChannel):
-            while True:
-                _, future = self._next_job.receive_nowait()
-                future.set_exception(closed)
-        self._next_job.close()
+    async def _do(self, job: Job, done: Future[Any]) -> None:
+        async with self._turn:
+            done.set_result(await self._verbs[job.verb](*job.arguments, **job.options))
+
+    async def _wait_left(self, done: Future[Any]) -> None:
+        await self._left.wait()
+        if self._error is not None and not self._failed:
+            raise self._error
+        done.set_result(None)
 
 
 def _verbs(guard: SerialGuard) -> Verbs:
+    async def discard_input(*, timeout: float) -> bytes:  # noqa: ARG001 - it waits for nothing
+        return guard.discard_input()
+
     return {
         "write_all": guard.write_all,
         "write_only": guard.write_only,
@@ -186,4 +211,9 @@ def _verbs(guard: SerialGuard) -> Verbs:
         "read_exactly": guard.read_exactly,
         "read_until": guard.read_until,
         "query": guard.query,
+        "discard_input": discard_input,
+        "send_break": guard.send_break,
+        "modem_lines": guard.modem_lines,
+        "set_modem_lines": guard.set_modem_lines,
+        "set_baud_rate": guard.set_baud_rate,
     }

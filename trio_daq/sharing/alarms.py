@@ -4,7 +4,8 @@ A cancel scope costs as much as the rest of a serial exchange. Here one system t
 earliest deadline and calls back. Setting an alarm stores a number; only an alarm that is earlier than the clock would
 look at it anyway costs more. The module knows nothing of what the alarms are for.
 
-Invariant: for each alarm that is set, the heap has an entry at or before its time.
+Invariants: for each alarm that is set, the heap has an entry at or before its time; the heap has at most two entries
+for each alarm that is set, and 64 more.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import trio
 
 _log = logging.getLogger("trio_daq.sharing")
 
-_SWEEP_ABOVE = 64
-"""Entries above which outdated ones are swept out when they outnumber the others."""
+_SPARE = 64
+"""Entries beyond twice the alarms that are set, above which those that will not ring are swept out."""
 
 
 class Alarm:
@@ -28,72 +29,78 @@ class Alarm:
 
     Args:
         ring: Called in the Trio thread when the time has come. It must neither wait nor raise.
+
+    Attributes:
+        time: When it rings, infinity if it is not set. For the run in which it was set.
     """
 
-    __slots__ = ("_clock", "_looked_at", "_time", "ring")
+    __slots__ = ("_clock", "_entry", "ring", "time")
 
     def __init__(self, ring: Callable[[], object]) -> None:
         self.ring = ring
-        self._time = math.inf
-        self._looked_at = math.inf
+        self.time = math.inf
+        self._entry: _Entry | None = None
         self._clock: _AlarmClock | None = None
 
     def set(self, time: float) -> None:
         """Ring at *time* of Trio's clock, instead of at the time that was set before."""
         clock = _current_clock()
         if clock is not self._clock:  # an object may live through several runs, each with a clock of its own
-            self._clock, self._looked_at, self._time = clock, math.inf, math.inf
-        if self._time == math.inf and self._looked_at < math.inf:
-            clock.outdated -= 1
-        self._time = time
-        if time < self._looked_at:
+            self._clock, self._entry, self.time = clock, None, math.inf
+        if self.time == math.inf:
+            clock.alarms_set += 1
+        self.time = time
+        if self._entry is None or time < self._entry[0]:
             clock.look_at(self, time)
 
     def clear(self) -> None:
         """Do not ring."""
-        if self._time < math.inf:
-            self._time = math.inf
-            if self._clock is not None and self._looked_at < math.inf:
-                self._clock.note_outdated()
+        if self.time < math.inf:
+            self.time = math.inf
+            if self._clock is not None:
+                self._clock.alarms_set -= 1
+                self._clock.sweep_if_worth_it()
+
+
+_Entry = tuple[float, int, Alarm]
+"""When to look at an alarm, a number that makes the order total, and the alarm. It is the alarm's own or outdated."""
 
 
 class _AlarmClock:
     """The heap of one run, and the task that waits for its first entry.
 
     Attributes:
-        outdated: Entries that will not ring: of cleared alarms, or replaced by an earlier one.
+        alarms_set: How many alarms are set.
     """
 
     def __init__(self) -> None:
-        self.outdated = 0
-        self._heap: list[tuple[float, int, Alarm]] = []
+        self.alarms_set = 0
+        self._heap: list[_Entry] = []
         self._numbers = itertools.count()
         self._sleep = trio.CancelScope()
 
     def look_at(self, alarm: Alarm, time: float) -> None:
         """Look at *alarm* no later than *time*."""
-        replaces = alarm._looked_at < math.inf
-        alarm._looked_at = time
-        heapq.heappush(self._heap, (time, next(self._numbers), alarm))
+        alarm._entry = entry = (time, next(self._numbers), alarm)
+        heapq.heappush(self._heap, entry)
         if time < self._sleep.deadline:
             self._sleep.deadline = time
-        if replaces:
-            self.note_outdated()
+        self.sweep_if_worth_it()
 
-    def note_outdated(self) -> None:
-        """Count one more entry that will not ring, and sweep when there are many."""
-        self.outdated += 1
-        if self.outdated > _SWEEP_ABOVE and 2 * self.outdated > len(self._heap):
-            kept = []
-            for entry in self._heap:
-                alarm = entry[2]
-                if entry[0] == alarm._looked_at:
-                    if alarm._time < math.inf:
-                        kept.append(entry)
-                    else:
-                        alarm._looked_at = math.inf
-            heapq.heapify(kept)
-            self._heap, self.outdated = kept, 0
+    def sweep_if_worth_it(self) -> None:
+        """Drop the entries that will not ring if there are more of them than of the others, and some."""
+        if len(self._heap) <= 2 * self.alarms_set + _SPARE:
+            return
+        kept = []
+        for entry in self._heap:
+            alarm = entry[2]
+            if alarm._entry is entry:
+                if alarm.time < math.inf:
+                    kept.append(entry)
+                else:
+                    alarm._entry = None
+        heapq.heapify(kept)
+        self._heap = kept
 
     async def run(self) -> None:
         """Ring every alarm when its time has come, until the run ends."""
@@ -105,21 +112,21 @@ class _AlarmClock:
 
     def _ring_due(self, now: float) -> None:
         while self._heap and self._heap[0][0] <= now:
-            time, _, alarm = heapq.heappop(self._heap)
-            if time != alarm._looked_at:
-                self.outdated -= 1
+            entry = heapq.heappop(self._heap)
+            alarm = entry[2]
+            if alarm._entry is not entry:
                 continue
-            alarm._looked_at = math.inf
-            if alarm._time == math.inf:
-                self.outdated -= 1
-            elif alarm._time > now:  # it was put off meanwhile
-                self.look_at(alarm, alarm._time)
-            else:
-                alarm._time = math.inf
+            alarm._entry = None
+            if now < alarm.time < math.inf:  # it was put off meanwhile
+                self.look_at(alarm, alarm.time)
+            elif alarm.time <= now:
+                alarm.time = math.inf
+                self.alarms_set -= 1
                 try:
                     alarm.ring()
                 except Exception:  # noqa: BLE001 - logged with its traceback; a system task must not raise
                     _log.exception("an alarm failed")  # it must not take the run down with it
+        self.sweep_if_worth_it()
 
 
 _clock_of_this_run: trio.lowlevel.RunVar[_AlarmClock] = trio.lowlevel.RunVar("trio_daq_alarm_clock")

@@ -16,6 +16,8 @@ def checked_timeout(value: float, name: str = "timeout", *, zero: bool = True) -
         TypeError: If it is no number.
         ValueError: If it is negative, infinite or NaN, or 0 where 0 means nothing.
     """
+    if type(value) in (float, int) and 0 < value < math.inf:  # nearly all of them
+        return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} is a number of seconds, not {value!r}")
     if not math.isfinite(value) or value < 0 or (value == 0 and not zero):

@@ -24,7 +24,12 @@ class Histogram:
         bucket = int(seconds * 1e6).bit_length()
         self._counts[bucket if bucket < self.BUCKETS else -1] += 1
 
-    def counts(self) -> dict[float, int]:
-        """Return how many durations were below each bound, in seconds, and not below the bound before it."""
+    def counts(self, instant: int = 0) -> dict[float, int]:
+        """Return how many durations were below each bound, in seconds, and not below the bound before it.
+
+        Args:
+            instant: Durations of 0 that were counted elsewhere.
+        """
         bounds = [2**bucket / 1e6 for bucket in range(self.BUCKETS - 1)] + [math.inf]
-        return {bound: count for bound, count in zip(bounds, self._counts, strict=True) if count}
+        counts = [self._counts[0] + instant, *self._counts[1:]]
+        return {bound: count for bound, count in zip(bounds, counts, strict=True) if count}

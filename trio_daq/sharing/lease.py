@@ -3,15 +3,15 @@
 A lease knows nothing of ports or instruments. It is handed out only as an ``async with`` block, so no task can end
 while it holds one. It can be taken back from a holder, whose claim is dead from that moment.
 
-Invariants: ``_held`` is the claim on whose behalf the limiter's only token is borrowed, or None; ``_waiting`` holds
-the claims in line, first come first, and is empty while nobody has the token; a claim that is in neither has nothing
-and will get nothing.
+Invariants: ``_held`` is the one claim that has the lease, or None; ``_waiting`` holds the claims in line, first come
+first, and is empty while nobody has the lease; a claim that is in neither has nothing and will get nothing. While
+somebody waits, the alarm of the line rings no later than the next half time or deadline in it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
+import math
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
@@ -100,11 +100,10 @@ class Lease:
         self.kind = kind
         self._timeout = checked_timeout(timeout)
         self._max_hold = None if max_hold is None else checked_timeout(max_hold, "max_hold", zero=False)
-        # Borrowed on behalf of a claim, never of an owner's name: the limiter refuses an equal borrower.
-        self._limiter = trio.CapacityLimiter(1)
         self._held: Claim | None = None
         self._waiting: dict[Claim, None] = {}
-        self._grants: Counter[str] = Counter()
+        self._alarm = Alarm(self._look_along_the_line)
+        self._grants: dict[str, int] = {}
         self._last_owner: str | None = None
         self._hand_overs = 0
         self._longest_wait = 0.0
@@ -183,26 +182,22 @@ class Lease:
             longest_wait=self._longest_wait,
             timeouts=self._timeouts,
             revocations=self._revocations,
-            wait_times=self._wait_times.counts(),
+            wait_times=self._wait_times.counts(instant=self._fast_grants),
             hold_times=self._hold_times.counts(),
         )
 
     def _grant(self, claim: Claim, now: float) -> None:
-        self._limiter.acquire_on_behalf_of_nowait(claim)
         self._held = claim
         claim.granted_at = now
-        owner, waited = claim.owner, now - claim.asked_at
-        self._grants[owner] += 1
+        owner = claim.owner
+        self._grants[owner] = self._grants.get(owner, 0) + 1
         if owner != self._last_owner:
             self._hand_overs += self._last_owner is not None
             self._last_owner = owner
-        if waited > self._longest_wait:
-            self._longest_wait = waited
-        self._wait_times.add(waited)
         if self.kind is not LineKind.SERIAL:
             note_granted(claim)
         if _log.isEnabledFor(logging.DEBUG):
-            _log.debug("%s: granted to %s after %.6f s", self.resource, owner, waited)
+            _log.debug("%s: granted to %s after %.6f s", self.resource, owner, now - claim.asked_at)
 
     def _release(self, claim: Claim) -> None:
         now = trio.current_time()
@@ -210,16 +205,65 @@ class Lease:
         if _log.isEnabledFor(logging.DEBUG):
             _log.debug("%s: released by %s after %.6f s", self.resource, claim.owner, now - claim.granted_at)
         self._held = None
-        self._limiter.release_on_behalf_of(claim)
         if self.kind is not LineKind.SERIAL:
             forget_granted(claim)
         if self._waiting:
             # Handed over at once, before the successor runs: nobody who asks in between can overtake.
             successor = next(iter(self._waiting))
-            del self._waiting[successor]
-            forget_waiting(successor)
+            self._take_out(successor)
+            waited = now - successor.asked_at
+            self._wait_times.add(waited)
+            if waited > self._longest_wait:
+                self._longest_wait = waited
             self._grant(successor, now)
             trio.lowlevel.reschedule(successor.task)
+
+    def _take_out(self, claim: Claim) -> None:
+        del self._waiting[claim]
+        forget_waiting(claim)
+
+    def _look_along_the_line(self) -> None:
+        """Warn of those who have waited for half of their time, and end the waits whose deadline has come."""
+        now, next_look = trio.current_time(), math.inf
+        for position, claim in enumerate(tuple(self._waiting), 1):
+            if not claim.warned and claim.half_time <= now:
+                claim.warned = True
+                _log.warning(
+                    "%s: %s has waited for half of its %g s; %s has held it for %.3f s",
+                    self.resource,
+                    claim.owner,
+                    claim.timeout,
+                    self.holder,
+                    self.held_for,
+                )
+            if claim.deadline <= now:
+                self._end_wait(claim, position, now - claim.asked_at)
+            else:
+                next_look = min(next_look, claim.deadline if claim.warned else claim.half_time)
+        if next_look < math.inf:
+            self._alarm.set(next_look)
+
+    def _end_wait(self, claim: Claim, position: int, waited: float) -> None:
+        self._take_out(claim)
+        self._timeouts += 1
+        _log.debug(
+            "%s: %s waited in vain for %.6f s; %s has held it for %.6f s",
+            self.resource,
+            claim.owner,
+            waited,
+            self.holder,
+            self.held_for,
+        )
+        error = AcquireTimeoutError(
+            resource=self.resource,
+            wanted_by=claim.owner,
+            held_by=self.holder,
+            held_for=self.held_for,
+            waited=waited,
+            position=position,
+            phase="queue",
+        )
+        trio.lowlevel.reschedule(claim.task, outcome.Error(error))
 
     def _note_name(self, claim: Claim) -> None:
         """Say it once when two living tasks own this under one name: their errors could not be told apart."""
@@ -241,12 +285,13 @@ class Claim:
         task: The task that asked.
         agent: That task, or the thread for which it asked.
         depth: How many nurseries the task had open when it asked.
+        warned: Whether it was said that half of the time has passed.
         revoked: Why it was taken back, if it was.
         on_revoked: Called when it is taken back, before anybody else gets the lease.
     """
 
     __slots__ = (
-        "_alarm",
+        "_hold_alarm",
         "_lease",
         "_scope",
         "agent",
@@ -258,6 +303,7 @@ class Claim:
         "revoked",
         "task",
         "timeout",
+        "warned",
     )
 
     task: trio.lowlevel.Task
@@ -269,9 +315,10 @@ class Claim:
         self.owner = owner
         self.timeout = timeout
         self.asked_at = self.granted_at = 0.0
+        self.warned = False
         self.revoked: str | None = None
         self.on_revoked: Callable[[], object] | None = None
-        self._alarm: Alarm | None = None
+        self._hold_alarm: Alarm | None = None
         self._scope: trio.CancelScope | None = None
 
     @property
@@ -294,6 +341,11 @@ class Claim:
         """Trio time at which the wait ends."""
         return self.asked_at + self.timeout
 
+    @property
+    def half_time(self) -> float:
+        """Trio time at which the wait has lasted for half of its time."""
+        return self.asked_at + self.timeout / 2
+
     def lease_holder(self) -> Claim | None:
         """Return the claim that holds what this one wants."""
         return self._lease._held
@@ -301,8 +353,8 @@ class Claim:
     def release(self) -> None:
         """Give the lease to the next in line. Calling it again does nothing."""
         if self._lease._held is self:
-            if self._alarm is not None:
-                self._alarm.clear()
+            if self._hold_alarm is not None:
+                self._hold_alarm.clear()
             self._lease._release(self)
 
     async def __aenter__(self) -> Self:
@@ -316,6 +368,10 @@ class Claim:
         note_order(self)
         if lease._task_of_owner.get(self.owner) is not task:
             lease._note_name(self)
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug(
+                "%s: %s asks for it; held by %s for %.6f s", lease.resource, self.owner, lease.holder, lease.held_for
+            )
         if lease._held is None:
             lease._grant(self, self.asked_at)
             lease._fast_grants += 1
@@ -331,8 +387,8 @@ class Claim:
         """Take the lease back after *seconds* from now, and cancel what is left of the block then."""
         self._scope = trio.CancelScope()
         self._scope.__enter__()
-        self._alarm = Alarm(lambda: self._held_too_long(seconds))
-        self._alarm.set(trio.current_time() + seconds)
+        self._hold_alarm = Alarm(lambda: self._held_too_long(seconds))
+        self._hold_alarm.set(trio.current_time() + seconds)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -366,54 +422,16 @@ class Claim:
                 waiting=len(lease._waiting),
             )
         note_waiting(self)
-        _log.debug("%s: %s waits behind %s", lease.resource, self.owner, lease.holder)
+        half_time = self.half_time
+        if not lease._waiting or half_time < lease._alarm.time:
+            lease._alarm.set(half_time)
         lease._waiting[self] = None
-        self._alarm = Alarm(self._half_time)
-        self._alarm.set(self.asked_at + self.timeout / 2)
+        await trio.lowlevel.wait_task_rescheduled(self._leave)
 
-        def leave(_: object) -> trio.lowlevel.Abort:
-            # Here, not when the task runs again: who asks in between must not be refused for a wait that is over.
-            del lease._waiting[self]
-            forget_waiting(self)
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        try:
-            await trio.lowlevel.wait_task_rescheduled(leave)
-        finally:
-            self._alarm.clear()
-
-    def _half_time(self) -> None:
-        lease = self._lease
-        if self not in lease._waiting:
-            return  # granted in this very turn
-        _log.warning(
-            "%s: %s has waited for half of its %g s; %s has held it for %.3f s",
-            lease.resource,
-            self.owner,
-            self.timeout,
-            lease.holder,
-            lease.held_for,
-        )
-        assert self._alarm is not None
-        self._alarm.ring = self._too_late
-        self._alarm.set(self.deadline)
-
-    def _too_late(self) -> None:
-        lease = self._lease
-        if self not in lease._waiting:
-            return  # granted in this very turn
-        position = list(lease._waiting).index(self) + 1
-        del lease._waiting[self]
-        forget_waiting(self)
-        lease._timeouts += 1
-        _log.debug("%s: %s waited in vain for %.6f s", lease.resource, self.owner, self.timeout)
-        error = AcquireTimeoutError(
-            resource=lease.resource,
-            wanted_by=self.owner,
-            held_by=lease.holder,
-            held_for=lease.held_for,
-            waited=trio.current_time() - self.asked_at,
-            position=position,
-            phase="queue",
-        )
-        trio.lowlevel.reschedule(self.task, outcome.Error(error))
+    def _leave(self, _: object) -> trio.lowlevel.Abort:
+        # Here, not when the task runs again: who asks in between must not be refused for a wait that is over.
+        self._lease._take_out(self)
+        if _log.isEnabledFor(logging.DEBUG):
+            waited = trio.current_time() - self.asked_at
+            _log.debug("%s: %s was cancelled after waiting for %.6f s", self.resource, self.owner, waited)
+        return trio.lowlevel.Abort.SUCCEEDED

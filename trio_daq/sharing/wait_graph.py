@@ -33,22 +33,10 @@ class LineKind(enum.IntEnum):
     VISA = 3
 
 
-class _Graph:
-    def __init__(self) -> None:
-        self.waiting: dict[Agent, Claim] = {}
-        self.higher_kinds: dict[Agent, list[Claim]] = {}
-
-
-_graph_of_this_run: trio.lowlevel.RunVar[_Graph] = trio.lowlevel.RunVar("trio_daq_wait_graph")
-
-
-def _graph() -> _Graph:
-    try:
-        return _graph_of_this_run.get()
-    except LookupError:
-        graph = _Graph()
-        _graph_of_this_run.set(graph)
-        return graph
+_waiting: dict[Agent, Claim] = {}
+_higher_kinds: dict[Agent, list[Claim]] = {}
+# Both belong to no run: tasks and threads are keys that no two runs share, and to look a variable of the run up would
+# cost more than all the rest of an acquire that need not wait.
 
 
 def note_waiting(claim: Claim) -> None:
@@ -57,16 +45,17 @@ def note_waiting(claim: Claim) -> None:
     Raises:
         DeadlockError: If it would.
     """
-    graph = _graph()
-    circle = _find_circle(graph, claim)
-    if circle is not None:
-        raise DeadlockError(resource=claim.resource, wanted_by=claim.owner, circle=circle)
-    graph.waiting[claim.agent] = claim
+    held = claim.lease_holder()
+    if held is not None and not _surely_goes_on(held, claim):
+        circle = _find_circle(claim)
+        if circle is not None:
+            raise DeadlockError(resource=claim.resource, wanted_by=claim.owner, circle=circle)
+    _waiting[claim.agent] = claim
 
 
 def forget_waiting(claim: Claim) -> None:
     """Note that the owner of *claim* waits no more."""
-    _graph().waiting.pop(claim.agent, None)
+    _waiting.pop(claim.agent, None)
 
 
 def note_order(claim: Claim) -> None:
@@ -75,8 +64,7 @@ def note_order(claim: Claim) -> None:
     Raises:
         LockOrderError: If they have.
     """
-    graph = _graph()
-    for held in graph.higher_kinds.get(claim.agent, ()):
+    for held in _higher_kinds.get(claim.agent, ()):
         if held.kind > claim.kind:
             raise LockOrderError(
                 resource=claim.resource,
@@ -89,22 +77,23 @@ def note_order(claim: Claim) -> None:
 
 def note_granted(claim: Claim) -> None:
     """Remember a granted claim of a higher kind than the lowest."""
-    _graph().higher_kinds.setdefault(claim.agent, []).append(claim)
+    _higher_kinds.setdefault(claim.agent, []).append(claim)
 
 
 def forget_granted(claim: Claim) -> None:
     """Forget such a claim."""
-    graph = _graph()
-    claims = graph.higher_kinds.get(claim.agent, [])
-    if claim in claims:
-        claims.remove(claim)
+    claims = _higher_kinds[claim.agent]
+    claims.remove(claim)
     if not claims:
-        graph.higher_kinds.pop(claim.agent, None)
+        del _higher_kinds[claim.agent]
 
 
-def _find_circle(graph: _Graph, wanted: Claim) -> tuple[tuple[str, str], ...] | None:
+_Path: TypeAlias = tuple[tuple[str, str], ...]
+
+
+def _find_circle(wanted: Claim) -> _Path | None:
     """Return the resources and their holders on the way from *wanted* back to its owner, or None."""
-    stack: list[tuple[Claim, tuple[tuple[str, str], ...]]] = [(wanted, ())]
+    stack: list[tuple[Claim, _Path]] = [(wanted, ())]
     seen: set[int] = set()
     while stack:
         waiting, path = stack.pop()
@@ -112,20 +101,28 @@ def _find_circle(graph: _Graph, wanted: Claim) -> tuple[tuple[str, str], ...] | 
         if held is None or id(held) in seen:
             continue
         seen.add(id(held))
+        if _surely_goes_on(held, wanted):
+            continue
         path = (*path, (held.resource, held.owner))
-        if held.agent is wanted.agent:
+        if held.agent is wanted.agent or _is_inside(wanted.task, held):
             return path
-        if held.agent in graph.waiting:
-            stack.append((graph.waiting[held.agent], path))
-        if len(held.task.child_nurseries) > held.depth:  # else it has opened none inside its block
-            if _is_inside(wanted.task, held):
-                return path
-            stack += [(other, path) for other in graph.waiting.values() if _is_inside(other.task, held)]
+        if held.agent in _waiting:
+            stack.append((_waiting[held.agent], path))
+        stack += [(other, path) for other in tuple(_waiting.values()) if _is_inside(other.task, held)]
     return None
+
+
+def _surely_goes_on(held: Claim, wanted: Claim) -> bool:
+    """Return whether its holder is another one, waits for nothing, and has opened no nursery inside its block."""
+    return (
+        held.agent is not wanted.agent and held.agent not in _waiting and len(held.task.child_nurseries) <= held.depth
+    )
 
 
 def _is_inside(task: trio.lowlevel.Task | None, held: Claim) -> bool:
     """Return whether *task* sits in a nursery that the holder of *held* opened inside its block."""
+    if len(held.task.child_nurseries) <= held.depth:
+        return False
     for nursery in _nurseries_around(task):
         if nursery.parent_task is held.task:
             return held.task.child_nurseries.index(nursery) >= held.depth

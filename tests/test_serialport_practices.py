@@ -492,9 +492,10 @@ async def test_defect_2_no_observer_makes_a_port_stay_taken(nursery: trio.Nurser
             await trio.lowlevel.checkpoint()
 
     async def own(owner: str) -> None:
-        for _ in range(5000):
+        for number in range(5000):
             async with port.acquire(owner):
-                await trio.lowlevel.checkpoint()
+                if number % 8 == 0:
+                    await trio.lowlevel.checkpoint()  # so that the other waits, and the task looks
 
     threads = [threading.Thread(target=watch, daemon=True) for _ in range(2)]
     interval = sys.getswitchinterval()

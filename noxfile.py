@@ -1,4 +1,4 @@
-"""Every check of this project: ``nox`` runs what must pass, ``nox -s docs bench`` the rest."""
+"""Every check of this project: ``nox`` runs what must pass, ``nox -s docs bench soak`` the rest."""
 
 from pathlib import Path
 
@@ -8,6 +8,8 @@ nox.needs_version = ">=2025.10"
 nox.options.sessions = ["lint", "typing", "tests"]
 nox.options.error_on_external_run = True
 nox.options.default_venv_backend = "venv"
+
+BENCHMARKS = ["serial.py"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 
@@ -51,5 +53,12 @@ def docs(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Ratios to other libraries, measured side by side. Never part of a test."""
     session.install(".", *group("bench"))
-    for script in sorted(Path("benchmarks").glob("bench_*.py")):
-        session.run("python", str(script), *session.posargs)
+    for script in BENCHMARKS:
+        session.run("python", "-P", str(Path("benchmarks", script)), *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Shared serial ports under every kind of fault, judged by the instrument's own log; takes some minutes."""
+    session.install(".")
+    session.run("python", "tests/soak", *session.posargs)

@@ -5,6 +5,7 @@ The oracles are the test's own: who is inside a block, in which order they calle
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import attrs
@@ -46,12 +47,13 @@ class Instrument:
                 if command.startswith(b"ECHO "):
                     await self.say(command[5:])
                     continue
-                words = command.split()
-                if len(words) != 2:
-                    continue  # half a command of before, with the next one behind it
-                self.asked.append(words[0])
-                await trio.sleep(float(words[1]))
-                await self.say(b"re " + words[0])
+                understood = re.fullmatch(rb"(\d+) ([\d.]+)", command)
+                if understood is None:
+                    continue  # half a command from before the cable was pulled, with the next one behind it
+                number, delay = understood.groups()
+                self.asked.append(number)
+                await trio.sleep(float(delay))
+                await self.say(b"re " + number)
 
     async def say(self, words: bytes) -> None:
         whole = words + b"\n"

@@ -597,7 +597,7 @@ async def test_port_of_another_program_is_refused(device: Device, make_port: Mak
 
     port = make_port()
     with serial.Serial(device.path, exclusive=True):
-        with pytest.raises(LineOpenError, match=r"another program has it\. Close the other program"):
+        with pytest.raises(LineOpenError, match=r"has locked it\. One SharedSerialPort"):
             await ask(port, "alice", b"a")
         assert not is_exclusive(device)
     assert await ask(port, "alice", b"a") == b"re a"

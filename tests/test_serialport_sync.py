@@ -139,6 +139,17 @@ def test_a_wrong_sync_query_in_a_file_is_named_with_its_key(tmp_path) -> None:
         DualConfig.load_from_file(file)
 
 
+async def test_a_late_reply_to_nobody_does_not_cost_the_next_owner_theirs(tmp_path) -> None:
+    """Who comes after a command whose reply was not awaited waits for it within the time to acquire, not to query."""
+    async with open_simulated_lab(tmp_path / "log", meter=None) as lab:
+        port = SharedSerialPort(config_of(lab.stage_path))
+        async with port.acquire("hasty") as guard:
+            await guard.write_all(b"SLOW? unread 0.3\r\n")
+        async with port.acquire("next") as guard:
+            assert await guard.query(b"POS? next") == b"next 12.500"
+        await port.aclose()
+
+
 @pytest.mark.parametrize("leave", ["cancelled", "hasty"])
 async def test_who_leaves_early_does_not_make_the_reply_late(tmp_path, leave) -> None:
     """Silence counts from the time by which the reply was due, not from when its asker lost patience."""

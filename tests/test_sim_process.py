@@ -196,6 +196,102 @@ async def test_fault_plan_reaches_the_instrument(tmp_path: Path) -> None:
     assert entries[-1].t - entries[-2].t >= 50_000_000
 
 
+async def test_stage_can_be_unplugged_and_comes_back(tmp_path: Path) -> None:
+    """Unplugging hangs up on whoever has the port open and takes the link away; replugging brings the stage back."""
+    link, log = tmp_path / "stage", tmp_path / "log.jsonl"
+
+    def ask(port: serial.Serial, tag: bytes) -> bytes:
+        port.write(b"POS? " + tag + b"\n")
+        return port.readline()
+
+    async with open_simulated_lab(log, meter=None, stage_link=link) as lab:
+        assert lab.stage_path == str(link)
+        first = os.readlink(link)
+        with serial.Serial(str(link), timeout=5) as port:
+            assert ask(port, b"a") == b"a 12.500\r\n"
+            await lab.unplug_stage()
+            assert not link.is_symlink()
+            with pytest.raises(OSError, match=r".+"):
+                port.read(1)
+            await lab.replug_stage()
+            assert os.readlink(link) != first  # the old one is still in use here
+        with serial.Serial(str(link), timeout=5) as port:
+            assert ask(port, b"b") == b"b 12.500\r\n"
+    assert not link.is_symlink()
+    assert [entry.fault for entry in read_log(log) if entry.event == "fault"] == ["unplug"]
+
+
+async def test_what_is_said_without_a_cable_is_lost(tmp_path: Path) -> None:
+    """A stage that is pulled out in the middle of a slow query goes on, and its reply reaches nobody."""
+    link = tmp_path / "stage"
+    async with open_simulated_lab(tmp_path / "log.jsonl", meter=None, stage_link=link) as lab:
+        with serial.Serial(str(link)) as port:
+            port.write(b"SLOW? a 0.1\n")
+            with trio.fail_after(5):
+                while not read_log(tmp_path / "log.jsonl"):  # noqa: ASYNC110 - a file has no event
+                    await trio.sleep(0.005)
+            await lab.unplug_stage()
+        await trio.sleep(0.15)
+        await lab.replug_stage()
+
+        def look() -> bytes:
+            with link.open("r+b", buffering=0) as port:  # pyserial would throw away what had come
+                port.write(b"POS? b\n")
+                return port.readline()
+
+        assert await trio.to_thread.run_sync(look) == b"b 12.500\r\n"
+    assert list(replies_by_tag(read_log(tmp_path / "log.jsonl"))) == ["a", "b"]
+
+
+async def test_only_a_linked_stage_can_be_unplugged(tmp_path: Path) -> None:
+    """Without a link nobody could find the stage again, and a link to no stage is a mistake."""
+    async with open_simulated_lab(tmp_path / "log.jsonl", meter=None) as lab:
+        with pytest.raises(ValueError, match="stage_link"):
+            await lab.unplug_stage()
+    with pytest.raises(ValueError, match="stage_link needs a stage"):
+        async with open_simulated_lab(tmp_path / "log.jsonl", stage=None, stage_link=tmp_path / "stage"):
+            pytest.fail("entered")
+
+
+async def test_frozen_instruments_answer_when_they_thaw(tmp_path: Path) -> None:
+    """A frozen process answers nothing, answers after it thaws, and notes how long it was frozen."""
+    log = tmp_path / "log.jsonl"
+    async with open_simulated_lab(log, meter=None, stall_limit=0.1) as lab:
+        with serial.Serial(lab.stage_path, timeout=0.2) as port:
+            lab.freeze()
+            port.write(b"POS? a\n")
+            assert await trio.to_thread.run_sync(port.readline) == b""
+            lab.thaw()
+            port.timeout = 5
+            assert await trio.to_thread.run_sync(port.readline) == b"a 12.500\r\n"
+        with trio.fail_after(5):
+            while not any(entry.fault == "freeze" for entry in read_log(log)):  # noqa: ASYNC110 - a file has no event
+                await trio.sleep(0.01)
+    freezes = [float(entry.text.removesuffix(" s")) for entry in read_log(log) if entry.fault == "freeze"]
+    assert 0.2 <= max(freezes) < 5
+
+
+async def test_stations_of_a_bus_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    """A slow answer of one station comes after the answers of the others, and after its own earlier ones."""
+    log = tmp_path / "log.jsonl"
+
+    def script(path: str) -> list[bytes]:
+        with serial.Serial(path, timeout=5) as port:
+            port.write(b"1 SLOW? a 0.2\r\n1 ECHO x\r\n4 POS? none\r\n2 POS? b\r\n")
+            return [port.readline() for _ in range(3)]
+
+    async with open_simulated_lab(log, stage=None, meter=None, bus=NO_FAULTS) as lab:
+        assert (lab.stage_path, lab.meter_port) == (None, None)
+        assert lab.bus_path is not None
+        got = await trio.to_thread.run_sync(script, lab.bus_path)
+    assert got == [b"2 b 12.500\r\n", b"1 a 12.500\r\n", b"1 x\r\n"]
+    assert [(entry.instrument, entry.tag) for entry in read_log(log) if entry.event == "reply"] == [
+        ("bus 2", "b"),
+        ("bus 1", "a"),
+        ("bus 1", None),
+    ]
+
+
 async def test_terminal_cannot_interrupt_the_instruments(tmp_path: Path) -> None:
     """The process has a session of its own, so that Ctrl-C at our terminal does not reach it."""
     async with open_simulated_lab(tmp_path / "log.jsonl") as lab:
@@ -261,8 +357,8 @@ async def test_failed_start_is_one_clear_error(tmp_path: Path, capfd: pytest.Cap
 
 
 async def test_a_lab_of_nothing_is_refused(tmp_path: Path) -> None:
-    """Neither stage nor meter is a mistake, not a lab."""
-    with pytest.raises(ValueError, match="stage or a meter"):
+    """Neither stage nor meter nor bus is a mistake, not a lab."""
+    with pytest.raises(ValueError, match="a stage or a meter or a bus"):
         async with open_simulated_lab(tmp_path / "log.jsonl", stage=None, meter=None):
             pytest.fail("entered")
 
@@ -331,6 +427,7 @@ def test_killed_parent_takes_the_instruments_along(tmp_path: Path) -> None:
         (["--meter", "--stage-late-every", "2"], "need --stage"),
         (["--meter-late-by", "nan"], "late_by"),
         (["--stage-half-every", "-1"], "half_every"),
+        (["--stage", "--bus-late-every", "2"], "need --bus"),
     ],
 )
 def test_wrong_command_line_is_refused(tmp_path: Path, wrong: list[str], said: str) -> None:

@@ -59,6 +59,15 @@ def _holder(held_by: str | None, held_for: float) -> str:
     return f"{held_by!r} has held it for {_seconds(held_for)}" if held_by is not None else "nobody holds it now"
 
 
+def _looks_like_noise(received: bytes) -> bool:
+    """Return whether a quarter of it or more are NULs and high bits that make no text.
+
+    So text comes out at a wrong baud rate. Other control characters do not count: protocols frame their text with them.
+    """
+    text = received.decode("utf-8", "replace")  # a µ or an Ω that came whole is no noise
+    return 0 < len(text) <= 4 * (text.count("\N{REPLACEMENT CHARACTER}") + text.count("\0"))
+
+
 @_error
 class DaqError(Exception):
     """The root of every error here. Catch it to catch them all."""
@@ -220,9 +229,13 @@ class ExchangeTimeoutError(DaqError, TimeoutError):
 
     def __str__(self) -> str:
         got = f"{len(self.received)} bytes came: {self.received[:60]!r}" if self.received else "not a byte came"
+        if _looks_like_noise(self.received):
+            cure = "The bytes look like noise: is the baud rate right?"
+        else:
+            cure = "Is the instrument on, and are baud rate and terminator right?"
         return (
             f"{self.resource}: {self.operation} of {self.owner!r} did not finish within {_seconds(self.waited)}: "
-            f"{got} (command sent: {self.sent}). Is the instrument on, and are baud rate and terminator right?"
+            f"{got} (command sent: {self.sent}). {cure}"
         )
 
 
@@ -295,11 +308,13 @@ class LineOpenError(DaqError, OSError):
         resource: The path or the resource name.
         reason: What the operating system or the VISA library said.
         hint: What to do about it.
+        holder_pids: The processes that have it, where that is the reason and they are known.
     """
 
     resource: str
     reason: str
     hint: str = ""
+    holder_pids: Sequence[int] = ()
     sent: Sent = "no"
 
     def __str__(self) -> str:

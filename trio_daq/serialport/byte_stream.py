@@ -113,8 +113,9 @@ async def open_byte_stream(config: SerialPortConfig) -> ByteStream:
     """Open what ``config.path`` names. Cancelled, nothing stays open.
 
     Raises:
-        OSError: If it cannot be opened. `serial.SerialException` and `HungCallError` are some.
-        ValueError: If a setting is refused, or the URL is none that pyserial knows.
+        LineOpenError: If a device cannot be opened; it says why.
+        OSError: If what a URL names cannot be opened.
+        ValueError: If the URL is none that pyserial knows.
     """
     scheme, is_url, _ = config.path.partition("://")
     if is_url and scheme.lower() == "socket":

@@ -87,15 +87,15 @@ class SerialDriver:
         return ended and not self._worker.abandoned()
 
 
-def open_pyserial(config: SerialPortConfig, **settings: Any) -> serial.Serial:
-    """Open a device or a URL of pyserial with *config*, and with *settings* that are the stream's own. Blocks.
+def open_pyserial(config: SerialPortConfig, device: str, **settings: Any) -> serial.Serial:
+    """Open *device*, or a URL of pyserial, with *config*, and with *settings* that are the stream's own. Blocks.
 
     What a handler returns has the methods of `serial.Serial`, or most of them, but need not be one.
     """
     import serial
 
     return serial.serial_for_url(
-        config.path,
+        device,
         baudrate=config.baud_rate,
         bytesize=config.data_bits,
         stopbits=config.stop_bits,

@@ -1,48 +1,28 @@
 """What the owner of a serial port can do with it while it is theirs.
 
-Every call has a deadline and may be cancelled anywhere: bytes that came stay in the port's buffer, and what was left
-unfinished is known, so that the next owner gets a clean line.
-
-Invariants: ``_interrupted`` is true from the first byte of a command, and from the wait for its reply, until that step
-has ended well; ``_owed`` counts the commands written since whose reply was not read; ``_doubt`` is the event that the
-exchanges so far will leave behind for the next owner, if they ended well and yet something was odd.
+Every call has a deadline and may be cancelled anywhere; the next owner gets a clean line in any case. What happens on
+the line in between is told in `exchange`.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Awaitable, Callable
-from typing import TypeVar, TypeVarTuple
+from collections.abc import Callable
+from typing import TypeVar
 
 import trio
 
-from trio_daq.errors import (
-    ExchangeTimeoutError,
-    GuardReleasedError,
-    HungCallError,
-    LineFeatureError,
-    LineLostError,
-    ReplyError,
-    Sent,
-    SessionClosedError,
-)
+from trio_daq.errors import HungCallError, LineFeatureError
 from trio_daq.serialport.byte_stream import ControlLines
-from trio_daq.serialport.line import SerialLine
+from trio_daq.serialport.exchange import OwnedLine
 from trio_daq.serialport.modem import ModemLines, read_modem_lines, write_modem_lines
-from trio_daq.serialport.state import LineEvent, LineState
-from trio_daq.sharing import Claim, checked_timeout
+from trio_daq.serialport.state import LineEvent
+from trio_daq.sharing import checked_timeout
 
 _T = TypeVar("_T")
-_A = TypeVar("_A")
-_Ts = TypeVarTuple("_Ts")
-
-_JUST_NOW = 0.0005
-"""Seconds. A line that was found empty this short ago is not looked at again: a byte that came in between cannot be
-told from one that comes right after the command."""
 
 
-class SerialGuard:
+class SerialGuard(OwnedLine):
     """The right to use a port, for the length of the ``async with port.acquire(…)`` block that gave it.
 
     Attributes:
@@ -62,47 +42,6 @@ class SerialGuard:
         trio.BusyResourceError: If another task is inside a call of this guard.
     """
 
-    __slots__ = (
-        "_busy",
-        "_claim",
-        "_deadline",
-        "_doubt",
-        "_due",
-        "_exchanges",
-        "_expired",
-        "_interrupted",
-        "_line",
-        "_owed",
-        "_patience",
-        "_skipped_yield",
-        "_started",
-        "_unsent",
-        "_waited",
-        "_wrote",
-        "owner",
-        "sent",
-        "station",
-    )
-
-    def __init__(self, line: SerialLine, claim: Claim, exchanges: Counter[str], station: str | None = None) -> None:
-        self.owner = claim.owner
-        self.station = station
-        self.sent: Sent = "no"
-        self._line = line
-        self._claim = claim
-        self._exchanges = exchanges
-        self._unsent = b""
-        self._wrote = False
-        self._owed = 0
-        self._doubt: LineEvent | None = None
-        self._interrupted = False
-        self._busy = False
-        self._waited = False
-        self._skipped_yield = False
-        self._expired = False
-        self._started = self._deadline = self._due = self._patience = 0.0
-        line.alarm.ring = self._expire
-
     async def query(self, data: bytes, *, timeout: float | None = None, match: bytes | None = None) -> bytes:
         """Write *data* and the port's ``write_terminator``, and return the reply without its ``read_terminator``.
 
@@ -118,7 +57,7 @@ class SerialGuard:
 
     async def write_all(self, data: bytes, *, timeout: float | None = None) -> None:
         """Write all of *data*, for which a reply may come. It gets no terminator."""
-        await self._bounded(self._write_all, timeout, _bytes(data))
+        await self._bounded(self._send, timeout, _bytes(data))
 
     async def write_only(self, data: bytes, *, timeout: float | None = None) -> None:
         """Write all of *data*, and declare that no reply comes. It gets no terminator."""
@@ -189,31 +128,27 @@ class SerialGuard:
         """End early: give the port to the next in line. Calling it again does nothing."""
         self._release(failed=self._busy)
 
-    # --- how an exchange goes ------------------------------------------------------------------------------------
-
     async def _query(self, data: bytes, match: bytes | None) -> bytes:
-        config = self._line.config
+        line = self._line
+        end = line.config.read_terminator
         if self._owed:  # what was left unread before must not answer this
             self._settle(failed=False)
-        if config.on_acquire == "keep":  # else every command starts on an empty line
-            self._line.doubt_input()
-        await self._send(data + config.write_terminator)
+        if line.config.on_acquire == "keep":  # else every command starts on an empty line
+            line.doubt_input()
+        await self._send(data + line.config.write_terminator)
         while True:
-            message = await self._take(self._line.buffer.take_until, config.read_terminator)
-            if self._line.unsolicited.claims(message):
+            message = await self._take(line.buffer.take_until, end)
+            if line.unsolicited.claims(message):
                 continue
-            reply = message[: -len(config.read_terminator)]
+            reply = message[: -len(end)]
             if match is None or re.search(match, reply, re.DOTALL):
                 break
-            self._line.drop_reply(message)
+            line.drop_reply(message)
             self._doubt = LineEvent.INTERRUPTED
         if reply == data:  # an echo that nobody had announced: the reply proper may follow
             self._doubt = self._doubt or LineEvent.DOUBTED
         self._answered()
         return reply
-
-    async def _write_all(self, data: bytes) -> None:
-        await self._send(data)
 
     async def _write_only(self, data: bytes) -> None:
         await self._send(data)
@@ -250,198 +185,6 @@ class SerialGuard:
             ) from error
         self._check_alive(action)
         return result
-
-    async def _send(self, data: bytes) -> None:
-        """Write *data* on a clean line."""
-        line, config = self._line, self._line.config
-        if self._interrupted or self._doubt is not None:
-            # An exchange of this same owner was left unfinished: its late reply must not answer this command.
-            self._settle(failed=True)
-        self.sent = "no"
-        self._due = self._started + self._patience
-        if (
-            config.on_acquire == "discard"
-            and not self._owed
-            and (len(line.buffer) or self._started - line.looked_at > _JUST_NOW)
-        ):
-            line.doubt_input()
-        if line.state is not LineState.CLEAN:
-            await self._make_ready()
-        line.trace.note(self.owner, "write", data)
-        self._wrote = True
-        if config.min_gap:
-            await self._pause_until(line.last_byte_at + config.min_gap)
-        rest = memoryview(data)
-        while rest:
-            if count := line.stream.write_nowait(rest[:1] if config.char_delay else rest):
-                self._interrupted = True
-                rest = rest[count:]
-                self.sent, self._unsent = ("unknown", bytes(rest)) if rest else ("yes", b"")
-                if rest and config.char_delay:
-                    await self._pause_until(trio.current_time() + config.char_delay)
-                    continue
-            if rest:
-                self._waited = True
-                self._refuse_if_expired()
-                await line.stream.wait_writable()
-                self._check_alive("write")
-        if config.min_gap:
-            line.last_byte_at = trio.current_time()
-        self._interrupted = False
-        self._owed += 1
-        if config.echo:
-            await self._read_echo(data)
-
-    async def _make_ready(self) -> None:
-        self._waited = True
-        with trio.move_on_at(self._deadline) as overtime:
-            await self._line.make_ready(self.station)
-        self._check_alive("write")
-        self._expired = self._expired or overtime.cancelled_caught
-        self._refuse_if_expired()
-
-    async def _pause_until(self, time: float) -> None:
-        self._waited = True
-        with trio.move_on_at(self._deadline) as overtime:
-            await trio.sleep_until(time)
-        self._check_alive("write")
-        self._expired = self._expired or overtime.cancelled_caught
-        self._refuse_if_expired()
-
-    async def _read_echo(self, data: bytes) -> None:
-        echo = await self._take(self._line.buffer.take_exactly, len(data))
-        if echo != data:
-            self._interrupted = True
-            raise ReplyError(
-                resource=self._line.config.path,
-                owner=self.owner,
-                command=data.decode("ascii", "backslashreplace"),
-                reply=echo,
-                expected="the command sent back, since echo is set",
-            )
-
-    async def _take(self, take: Callable[[_A], bytes | None], what: _A) -> bytes:
-        line = self._line
-        while (message := take(what)) is None:
-            self._waited = True
-            self._interrupted = self._wrote  # who only listens leaves nothing unfinished
-            self._due = self._started + self._patience
-            self._refuse_if_expired()
-            stream = line.stream
-            await stream.wait_readable()
-            self._check_alive("read")  # the bytes belong to whoever owns the line now
-            line.buffer.feed(stream.read_nowait())
-        if line.config.min_gap:
-            line.last_byte_at = trio.current_time()
-        line.trace.note(self.owner, "read", message)
-        self._interrupted = False
-        return message
-
-    def _answered(self) -> None:
-        if self._owed:
-            self._owed -= 1
-            self._exchanges[self.owner] += 1
-
-    def _answered_if_whole(self, data: bytes) -> None:
-        # Only the terminator says where a reply ends. Without it more may come: a doubt, which costs little.
-        if data.endswith(self._line.config.read_terminator):
-            self._answered()
-
-    # --- around each call ----------------------------------------------------------------------------------------
-
-    async def _bounded(self, step: Callable[[*_Ts], Awaitable[_T]], timeout: float | None, *arguments: *_Ts) -> _T:
-        """Run one step of an exchange under a deadline, and give its failures their names."""
-        line = self._line
-        seconds = line.config.timeout if timeout is None else checked_timeout(timeout)
-        self._check_alive(step.__name__.strip("_"))
-        if self._busy:
-            raise trio.BusyResourceError(f"{line.config.path}: another task uses this guard of {self.owner!r}")
-        await trio.lowlevel.checkpoint_if_cancelled()
-        self._busy, self._waited, self._expired = True, False, False
-        self._started = started = trio.current_time()
-        self._deadline = started + seconds
-        # An impatient owner does not make the instrument faster: it has the port's own time to answer in any case.
-        self._patience = max(seconds, line.config.timeout)
-        # An alarm, not a cancel scope: that would cost as much as the rest of the exchange.
-        line.alarm.set(self._deadline)
-        try:
-            result = await step(*arguments)
-        except trio.BrokenResourceError as error:
-            await line.hang_up()
-            raise self._lost(str(error)) from error
-        except trio.ClosedResourceError as error:
-            self._check_alive(step.__name__.strip("_"))
-            if line.closed:
-                raise SessionClosedError(resource=line.config.path, owner=self.owner, sent=self.sent) from error
-            if not self._expired:
-                raise self._lost("it was lost earlier in this block") from error
-        else:
-            if not self._waited:
-                await self._yield_sometimes()
-            return result
-        finally:
-            if self._claim.alive:  # else the alarm is the next owner's
-                line.alarm.clear()
-            self._busy = False
-        raise ExchangeTimeoutError(
-            resource=line.config.path,
-            owner=self.owner,
-            operation=f"{step.__name__.strip('_')}({next(map(repr, arguments), '')})",
-            waited=trio.current_time() - started,
-            sent=self.sent,
-            received=line.buffer.peek(),
-            trace=line.trace.entries(),
-        )
-
-    def _expire(self) -> None:
-        self._expired = True
-        self._line.wake()
-
-    def _refuse_if_expired(self) -> None:
-        # The alarm may have rung while this task was not waiting, and then it woke nobody.
-        if self._expired:
-            raise trio.ClosedResourceError
-
-    async def _yield_sometimes(self) -> None:
-        # A call that did not wait may skip the schedule point once; a row of them would starve all other tasks.
-        self._skipped_yield = not self._skipped_yield
-        if not self._skipped_yield:
-            await trio.lowlevel.cancel_shielded_checkpoint()
-
-    def _release(self, *, failed: bool) -> None:
-        if self._claim.alive:
-            if self._busy:
-                self._revoked()
-            else:
-                self._settle(failed=failed)
-            self._claim.release()
-
-    def _revoked(self) -> None:
-        """Leave the line as it is, since it is being given to another, and wake whoever waits in this guard."""
-        self._settle(failed=True)
-        self._line.alarm.clear()
-        self._line.wake()
-
-    def _settle(self, *, failed: bool) -> None:
-        """Tell the line in which state this guard leaves it. *failed*: the owner's block ended by an exception."""
-        line = self._line
-        event = self._doubt
-        if self._interrupted or (self._owed and failed):
-            event = LineEvent.INTERRUPTED
-        elif event is None and (self._owed or line.has_leftover()):
-            event = LineEvent.DOUBTED
-        if event is not None:
-            line.note(event, self.station, unsent=self._unsent, due=self._due, replies=max(1, self._owed))
-        self._interrupted, self._doubt, self._owed, self._unsent = False, None, 0, b""
-
-    def _check_alive(self, action: str) -> None:
-        if not self._claim.alive:
-            if self._claim.revoked is not None:
-                raise self._claim.revocation(action, self.sent)
-            raise GuardReleasedError(resource=self._line.config.path, owner=self.owner, action=action, sent=self.sent)
-
-    def _lost(self, reason: str) -> LineLostError:
-        return LineLostError(resource=self._line.config.path, owner=self.owner, reason=reason, sent=self.sent)
 
 
 def _bytes(data: bytes) -> bytes:

@@ -2,8 +2,8 @@
 
 It belongs to one claim at a time and knows no owners: who may use it is the port's business.
 
-Invariants: the state is LOST exactly while there is no open stream; on a CLEAN line no byte may still come that
-somebody has asked for.
+Invariants: while the state is LOST the stream, if there is one, is of no use; on a CLEAN line no byte may still come
+that somebody has asked for.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ import trio
 from trio_daq.errors import LineOpenError, LineUnusableError
 from trio_daq.serialport.backoff import Backoff
 from trio_daq.serialport.byte_stream import ByteStream
-from trio_daq.serialport.open_errors import explain_open_failure
 from trio_daq.serialport.recovery import NeverCleanError, Recovery
 from trio_daq.serialport.settings import SerialPortConfig
 from trio_daq.serialport.state import LineEvent, LineState, after
 from trio_daq.serialport.unsolicited import UnsolicitedLines
 from trio_daq.sharing import Alarm
-from trio_daq.wire import ReceiveBuffer, Trace
+from trio_daq.wire import ReceiveBuffer, Trace, printable
 
 OpenStream: TypeAlias = Callable[[SerialPortConfig], Awaitable[ByteStream]]
 """Opens the bytes under a line, as `trio_daq.sim.MemoryLine.open_stream` does for one without a device."""
@@ -83,6 +82,9 @@ class SerialLine:
         self._stream: ByteStream | None = None
         self._recovery = Recovery(config, self.unsolicited)
         self._reopened = False
+        # A doubt is cleared before, not by the first command: its deadline is for its own reply, not for a late one of
+        # somebody else. Only who wants what came unasked gets the line as it is.
+        self._handed_out = _IN_ORDER if config.on_acquire == "keep" else (LineState.CLEAN,)
         self._until_open = Backoff(first=0.05, last=2.0)
         self._until_retry = Backoff(first=1.0, last=30.0)
         self._closing = trio.Event()
@@ -145,7 +147,8 @@ class SerialLine:
         Raises:
             trio.BrokenResourceError: If the device hung up meanwhile.
         """
-        self.buffer.feed(self.stream.read_all_nowait())
+        if came := self.stream.read_all_nowait():
+            self.buffer.feed(came)
         self.looked_at = now
         if self.has_leftover() and self.config.on_acquire == "discard":
             self.doubt_input()
@@ -190,6 +193,7 @@ class SerialLine:
         if self.state is not LineState.LOST:
             return
         self.phase = "open"
+        await self._close_stream(_CLOSE_TIMEOUT)
         try:
             self._stream = await self._open_stream()
         except LineOpenError as error:
@@ -225,7 +229,7 @@ class SerialLine:
 
     def is_ready_for(self, station: str | None) -> bool:
         """Return whether it can be handed out as it is, to somebody who talks to *station*."""
-        return self.greeted and self.state in _IN_ORDER and not self._recovery.is_assumed_off(station)
+        return self.greeted and self.state in self._handed_out and not self._recovery.is_assumed_off(station)
 
     async def make_ready(self, station: str | None = None) -> None:
         """Open the line if it is not, and make it clean if it is not. Cancellation keeps the progress.
@@ -264,13 +268,17 @@ class SerialLine:
         if self._stream is not None:
             self._stream.wake()
 
-    async def hang_up(self) -> None:
-        """Note that the device is gone and let go of its descriptor; the line can be opened again."""
+    def lose(self) -> None:
+        """Note that the device is gone; the line can be opened again."""
         self.trouble = "it went away"
         self.note(LineEvent.HUNG_UP)
         self._until_open.failed()
-        await self._close_stream(_CLOSE_TIMEOUT)
         self._recovery.forget_unsent()
+
+    async def hang_up(self) -> None:
+        """Note that the device is gone and let go of its descriptor."""
+        self.lose()
+        await self._close_stream(_CLOSE_TIMEOUT)
 
     async def aclose(self, timeout: float) -> None:
         """Close the line for good. Bounded and shielded: a close that the driver holds is left to its thread."""
@@ -288,12 +296,10 @@ class SerialLine:
     async def _open_stream(self) -> ByteStream:
         try:
             return await self._open_bytes(self.config)
-        except LookupError as error:
-            raise LineOpenError(resource=self.config.path, reason=str(error)) from error
-        except ValueError as error:  # pyserial's word for a setting that the driver refuses
-            raise LineOpenError(resource=self.config.path, reason=f"a setting is refused: {error}") from error
-        except OSError as error:
-            raise explain_open_failure(self.config.path, error) from error
+        except LineOpenError:
+            raise
+        except (OSError, ValueError) as error:
+            raise LineOpenError(resource=self.config.path, reason=printable(str(error))) from error
 
     async def _close_stream(self, timeout: float) -> None:
         stream, self._stream = self._stream, None

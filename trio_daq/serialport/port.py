@@ -86,7 +86,7 @@ class SharedSerialPort:
     @property
     def order(self) -> tuple[LineKind, str]:
         """Its place in the order in which `acquire_all` takes lines."""
-        return LineKind.SERIAL, os.path.realpath(self.path)
+        return LineKind.SERIAL, self.path if "://" in self.path else os.path.realpath(self.path)
 
     @property
     def baud_rate(self) -> int:
@@ -221,14 +221,25 @@ class SharedSerialPort:
         """
         await self._line.aclose(timeout)
 
+    def _prepared_at_once(self, claim: Claim, station: str | None) -> SerialGuard | None:
+        """Return a guard for the owner of *claim*, or None if the line needs something before."""
+        line = self._line
+        if not line.is_ready_for(station):
+            return None
+        try:
+            line.catch_up(claim.granted_at)
+        except trio.BrokenResourceError:  # it went away while nobody looked: it may be back already
+            line.lose()
+        if not line.is_ready_for(station):  # what came may have put it in doubt
+            return None
+        return SerialGuard(line, claim, self._exchanges, station)
+
     async def _prepare(self, claim: Claim, station: str | None) -> SerialGuard:
         """Make the line ready for the owner of *claim*, within their deadline."""
         line = self._line
-        if not (line.is_ready_for(station) and await self._caught_up(claim)):
-            with self._explaining(claim):
-                await self._make_ready(claim, station)
+        with self._explaining(claim):
+            await self._make_ready(claim, station)
         guard = SerialGuard(line, claim, self._exchanges, station)
-        claim.on_revoked = guard._revoked
         if not line.greeted:
             try:
                 with self._explaining(claim):
@@ -237,14 +248,6 @@ class SharedSerialPort:
                 guard._release(failed=True)
                 raise
         return guard
-
-    async def _caught_up(self, claim: Claim) -> bool:
-        try:
-            self._line.catch_up(claim.granted_at)
-        except trio.BrokenResourceError:  # it went away while nobody looked: it may be back already
-            await self._line.hang_up()
-            return False
-        return True
 
     async def _make_ready(self, claim: Claim, station: str | None) -> None:
         await self._in_time(claim, lambda: self._patiently(station))
@@ -307,7 +310,9 @@ class PortAcquisition:
     async def __aenter__(self) -> SerialGuard:
         await self._claim.__aenter__()
         try:
-            self._guard = await self._port._prepare(self._claim, self._station)
+            self._guard = self._port._prepared_at_once(self._claim, self._station) or await self._port._prepare(
+                self._claim, self._station
+            )
         except BaseException:
             self._claim.release()
             raise
@@ -319,4 +324,4 @@ class PortAcquisition:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         self._guard._release(failed=error is not None)
-        return await self._claim.__aexit__(kind, error, traceback)
+        return self._claim.is_limited and await self._claim.__aexit__(kind, error, traceback)

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import select
 import termios
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +22,10 @@ import serial
 import trio
 
 from trio_daq.errors import HungCallError
+from trio_daq.serialport.device_path import find_device
 from trio_daq.serialport.driver import SerialDriver, call_driver, open_pyserial, wait_until_sent
+from trio_daq.serialport.exclusive import keep_others_out, refused_if_in_use
+from trio_daq.serialport.open_errors import explain_open_failure
 from trio_daq.serialport.settings import SerialPortConfig
 
 if TYPE_CHECKING:
@@ -43,6 +47,8 @@ class PosixByteStream:
         self._line = line
         self._driver = driver
         self._fd = line.fileno()
+        self._input = select.poll()  # it also tells a hang-up; unlike select(2) it takes any descriptor
+        self._input.register(self._fd, select.POLLIN)
         self._lost = ""
         self._closed = False
 
@@ -63,6 +69,9 @@ class PosixByteStream:
 
     def read_all_nowait(self) -> bytes:
         """Return all that has come, or a good part of it from a line that never runs dry."""
+        # Asked first, because there mostly is nothing, and a read that fails costs four times as much.
+        if self._fd >= 0 and not self._input.poll(0):
+            return b""
         data = bytearray()
         for _ in range(_MOST_CHUNKS):
             if not (chunk := self.read_nowait()):
@@ -144,8 +153,8 @@ async def open_posix_stream(config: SerialPortConfig) -> PosixByteStream:
     """Open and configure a line, off the event loop. Cancelled, nothing stays open.
 
     Raises:
-        OSError: As pyserial raises it, if it cannot be opened. `serial.SerialException` and `HungCallError` are some.
-        ValueError: If the driver refuses a setting.
+        LineOpenError: If it cannot be opened; it says why.
+        HungCallError: If the driver did not answer in time.
     """
     driver = SerialDriver(config.path)
     line = await driver.begin(partial(_open, config), lambda line: _close(line, driver.linger))
@@ -153,16 +162,25 @@ async def open_posix_stream(config: SerialPortConfig) -> PosixByteStream:
 
 
 def _open(config: SerialPortConfig) -> serial.Serial:
-    # pyserial makes VMIN=1 VTIME=0 of inter_byte_timeout=0. With its default VMIN=0 an idle line reads as a hang-up.
-    line = open_pyserial(config, timeout=0, write_timeout=0, inter_byte_timeout=0)
-    if config.exclusive:
+    device = find_device(config.path)
+    try:
+        if not config.exclusive:
+            return _configured(config, device)
+        with refused_if_in_use(device):
+            line = _configured(config, device)
         try:
-            # tty_ioctl(4): further opens fail with EBUSY, also of programs that never heard of flock (but not of root).
-            fcntl.ioctl(line.fileno(), termios.TIOCEXCL)
-        except OSError:
+            keep_others_out(line.fileno(), device)
+        except BaseException:
             line.close()
             raise
-    return line
+        return line
+    except Exception as error:  # explained here, in the thread: it takes a look at what other processes have open
+        raise explain_open_failure(config.path, error, device) from error
+
+
+def _configured(config: SerialPortConfig, device: str) -> serial.Serial:
+    # pyserial makes VMIN=1 VTIME=0 of inter_byte_timeout=0. With its default VMIN=0 an idle line reads as a hang-up.
+    return open_pyserial(config, device, timeout=0, write_timeout=0, inter_byte_timeout=0)
 
 
 def _close(line: serial.Serial, linger: float) -> None:

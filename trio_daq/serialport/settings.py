@@ -41,6 +41,10 @@ def _parity(value: Any) -> Any:
 def _path(_: Any, __: attrs.Attribute[Any], value: str) -> None:
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError(f"path must name a serial port, such as '/dev/ttyUSB0', not {value!r}")
+    if value.lower().startswith("usb:"):
+        from trio_daq.serialport.device_path import parse_usb_path  # late: it brings in pyserial
+
+        parse_usb_path(value)
 
 
 def _terminator(_: Any, attribute: attrs.Attribute[Any], value: bytes) -> None:

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 
 from trio_daq.errors import HungCallError
+from trio_daq.serialport.device_path import find_device
 from trio_daq.serialport.driver import SerialDriver, open_pyserial, wait_until_sent
+from trio_daq.serialport.open_errors import explain_open_failure
 from trio_daq.serialport.settings import SerialPortConfig
 from trio_daq.sharing import Bell
 
@@ -205,11 +207,22 @@ async def open_thread_stream(config: SerialPortConfig) -> ThreadByteStream:
     """Open and configure a line, off the event loop. Cancelled, nothing stays open.
 
     Raises:
-        OSError: As pyserial raises it, if it cannot be opened. `serial.SerialException` and `HungCallError` are some.
-        ValueError: If a setting is refused, or the URL is unknown.
+        LineOpenError: If a device cannot be opened; it says why.
+        OSError: As pyserial raises it, if a URL cannot be opened. `HungCallError` is one.
+        ValueError: If the URL is unknown.
     """
     driver = SerialDriver(config.path)
-    line = await driver.begin(partial(open_pyserial, config, timeout=_SLICE), lambda line: line.close())
+    line = await driver.begin(partial(_open, config), lambda line: line.close())
     stream = ThreadByteStream(line, driver)
     await driver.begin(stream._start, stream._stop)
     return stream
+
+
+def _open(config: SerialPortConfig) -> serial.Serial:
+    if "://" in config.path:
+        return open_pyserial(config, config.path, timeout=_SLICE)
+    device = find_device(config.path)
+    try:
+        return open_pyserial(config, device, timeout=_SLICE)
+    except Exception as error:  # explained here, in the thread: it looks for what there is
+        raise explain_open_failure(config.path, error, device) from error

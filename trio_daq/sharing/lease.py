@@ -337,6 +337,11 @@ class Claim:
         return self._lease._held is self
 
     @property
+    def is_limited(self) -> bool:
+        """Whether it may be held for a limited time only."""
+        return self._scope is not None
+
+    @property
     def deadline(self) -> float:
         """Trio time at which the wait ends."""
         return self.asked_at + self.timeout

@@ -1,11 +1,13 @@
 """Simulated instruments, with faults, in a process of their own: for the demo, for tests, for trying a lab at home.
 
-`open_simulated_lab` starts a stage controller on a pty and a SCPI meter on loopback TCP. What they write into their
-own log is the truth about what was asked and answered, whatever the program under test believes. `MemoryLine` is a
-line without a device or another process, for instruments that are a task of the test and live on a virtual clock.
+`open_simulated_lab` starts a stage controller on a pty, a SCPI meter on loopback TCP, or three stages on one line. What
+they write into their own log is the truth about what was asked and answered, whatever the program under test believes.
+`MemoryLine` is a line without a device or another process, for instruments that are a task of the test and live on a
+virtual clock.
 """
 
 from trio_daq.sim.answer import Answer, Reply
+from trio_daq.sim.bus import SimulatedBus, SimulatedStation
 from trio_daq.sim.faults import NO_FAULTS, FaultPlan
 from trio_daq.sim.log import LogEntry, read_log, replies_by_tag
 from trio_daq.sim.memory_line import MemoryControls, MemoryLine
@@ -21,9 +23,11 @@ __all__ = [
     "MemoryControls",
     "MemoryLine",
     "Reply",
+    "SimulatedBus",
     "SimulatedLab",
     "SimulatedMeter",
     "SimulatedStage",
+    "SimulatedStation",
     "open_simulated_lab",
     "read_log",
     "replies_by_tag",

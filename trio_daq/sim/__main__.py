@@ -1,7 +1,9 @@
 """Be the process of the simulated instruments: ``python -m trio_daq.sim --log FILE``.
 
-Once everything listens, one JSON line on stdout says where: ``{"stage": "/dev/pts/7", "meter": 54321, "pid": 4711}``.
-Nothing else is ever printed there. It ends when its stdin ends, on SIGTERM, or on SIGINT.
+Once everything listens, one JSON line on stdout says where:
+``{"stage": "/dev/pts/7", "meter": 54321, "bus": null, "pid": 4711}``. Nothing else is ever printed there. It ends when
+its stdin ends, on SIGTERM, or on SIGINT. Until then a line ``unplug`` on stdin pulls the stage's cable out, and
+``replug`` puts it in again.
 """
 
 from __future__ import annotations
@@ -11,11 +13,15 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
 
+from trio_daq.sim.bus import SimulatedBus, SimulatedStation
+from trio_daq.sim.command_cutter import CommandCutter
 from trio_daq.sim.dialogue import Bench
 from trio_daq.sim.faults import NO_FAULTS, FaultPlan
 from trio_daq.sim.log import InstrumentLog
@@ -23,15 +29,23 @@ from trio_daq.sim.meter import SimulatedMeter
 from trio_daq.sim.stage import SimulatedStage
 from trio_daq.sim.tcp_line import serve_on_tcp
 
+if TYPE_CHECKING:
+    from trio_daq.sim.pty_line import PtyLine
+
+
+_KINDS = {"stage": "a stage controller on a pty", "meter": "a SCPI meter on TCP", "bus": "three stages on one pty"}
+_STATIONS = (b"1", b"2", b"3")
+
 
 @attrs.frozen
 class _Order:
     """What the command line asks for."""
 
     log: str
-    stage: FaultPlan | None
-    meter: FaultPlan | None
+    plans: Mapping[str, FaultPlan]
+    stage_link: str | None
     meter_port: int
+    stall_limit: float | None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,20 +56,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parse(arguments: Sequence[str] | None) -> _Order:
     parser = argparse.ArgumentParser(
         prog="python -m trio_daq.sim",
-        description="Simulated instruments, until stdin ends. With neither --stage nor --meter, both.",
+        description="Simulated instruments, until stdin ends. With none of --stage, --meter and --bus, the first two.",
     )
     parser.add_argument("--log", required=True, metavar="FILE", help="append the instruments' diary here")
+    parser.add_argument("--stage-link", metavar="PATH", help="make a link to the stage's pty, which may come and go")
     parser.add_argument("--meter-port", type=int, default=0, metavar="PORT", help="TCP port on loopback, 0 for any")
-    for instrument, what in (("stage", "a stage controller on a pty"), ("meter", "a SCPI meter on TCP")):
+    parser.add_argument(
+        "--stall-limit", type=float, metavar="S", help="note when this process did not run for S seconds"
+    )
+    for instrument, what in _KINDS.items():
         group = parser.add_argument_group(what)
         group.add_argument(f"--{instrument}", action="store_true", help=what)
         for field in attrs.fields(FaultPlan):
             option = f"--{instrument}-{field.name.replace('_', '-')}"
             group.add_argument(option, type=type(field.default), default=field.default, metavar="N")
     given = vars(parser.parse_args(arguments))
-    served = {instrument for instrument in ("stage", "meter") if given[instrument]} or {"stage", "meter"}
+    served = {instrument for instrument in _KINDS if given[instrument]} or {"stage", "meter"}
     plans: dict[str, FaultPlan] = {}
-    for instrument in ("stage", "meter"):
+    for instrument in _KINDS:
         values = {field.name: given[f"{instrument}_{field.name}"] for field in attrs.fields(FaultPlan)}
         try:
             plan = FaultPlan(**values)
@@ -65,25 +83,38 @@ def _parse(arguments: Sequence[str] | None) -> _Order:
             plans[instrument] = plan
         elif plan != NO_FAULTS:
             parser.error(f"faults of the {instrument} need --{instrument}")
-    return _Order(given["log"], plans.get("stage"), plans.get("meter"), given["meter_port"])
+    return _Order(given["log"], plans, given["stage_link"], given["meter_port"], given["stall_limit"])
 
 
 async def _serve(order: _Order) -> None:
     with InstrumentLog(order.log) as log, trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
-            stage_path = meter_port = None
-            if order.stage is not None:
-                from trio_daq.sim.pty_line import serve_on_pty  # late: the meter alone runs without POSIX
-
-                stage_path = await nursery.start(serve_on_pty, Bench(SimulatedStage(), order.stage, log))
-            if order.meter is not None:
-                bench = Bench(SimulatedMeter(), order.meter, log)
-                meter_port = await nursery.start(serve_on_tcp, bench, order.meter_port)
-            sys.stdout.write(json.dumps({"stage": stage_path, "meter": meter_port, "pid": os.getpid()}) + "\n")
+            if order.stall_limit is not None:
+                nursery.start_soon(_note_stalls, order.stall_limit, log)
+            where: dict[str, object] = dict.fromkeys(_KINDS)
+            cable: PtyLine | None = None
+            if (plan := order.plans.get("stage")) is not None:
+                cable = _open_cable(order.stage_link)
+                where["stage"] = await nursery.start(cable.serve, Bench(SimulatedStage(), plan, log))
+            if (plan := order.plans.get("meter")) is not None:
+                bench = Bench(SimulatedMeter(), plan, log)
+                where["meter"] = await nursery.start(serve_on_tcp, bench, order.meter_port)
+            if (plan := order.plans.get("bus")) is not None:
+                stations = {
+                    address: Bench(SimulatedStation(address, SimulatedStage()), plan, log) for address in _STATIONS
+                }
+                where["bus"] = await nursery.start(_open_cable(None).serve, SimulatedBus(stations, nursery))
+            sys.stdout.write(json.dumps({**where, "pid": os.getpid()}) + "\n")
             sys.stdout.flush()
             nursery.start_soon(_cancel_at_signal, signals, nursery.cancel_scope)
-            await _wait_stdin_ends()
+            await _obey_stdin(cable, log)
             nursery.cancel_scope.cancel()
+
+
+def _open_cable(link: str | None) -> PtyLine:
+    from trio_daq.sim.pty_line import PtyLine  # late: the meter alone runs without POSIX
+
+    return PtyLine(link)
 
 
 async def _cancel_at_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
@@ -91,10 +122,27 @@ async def _cancel_at_signal(signals: AsyncIterator[int], scope: trio.CancelScope
         scope.cancel()
 
 
-async def _wait_stdin_ends() -> None:
+async def _note_stalls(limit: float, log: InstrumentLog) -> None:
+    """Note whenever this process did not run for *limit* seconds: stopped, or starved by a busy computer."""
+    looked = time.monotonic()
+    while True:
+        await trio.sleep(limit / 2)
+        looked, before = time.monotonic(), looked
+        if looked - before > limit:
+            log.write("lab", "fault", b"%.3f s" % (looked - before), None, "freeze")
+
+
+async def _obey_stdin(cable: PtyLine | None, log: InstrumentLog) -> None:
+    """Do what the lines on stdin say, until it ends."""
+    cutter = CommandCutter(b"\n")
     # In a thread, since stdin may be anything: waiting for readability fails on files and on /dev/null.
-    while await trio.to_thread.run_sync(os.read, sys.stdin.fileno(), 4096, abandon_on_cancel=True):
-        pass
+    while data := await trio.to_thread.run_sync(os.read, sys.stdin.fileno(), 4096, abandon_on_cancel=True):
+        for line in cutter.feed(data):
+            if cable is not None and line == b"unplug":
+                log.write("stage", "fault", b"", None, "unplug")
+                cable.unplug()
+            elif cable is not None and line == b"replug":
+                cable.plug()
 
 
 if __name__ == "__main__":

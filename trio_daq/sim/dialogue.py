@@ -8,6 +8,7 @@ Invariants: the next command is looked at only when the last one is answered; wh
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import attrs
@@ -15,8 +16,9 @@ import trio
 
 from trio_daq.sim.answer import Answer, SimulatedInstrument
 from trio_daq.sim.command_cutter import CommandCutter
-from trio_daq.sim.faults import GARBAGE, Fault, FaultPlan, FaultSchedule
+from trio_daq.sim.faults import Fault, FaultPlan, FaultSchedule
 from trio_daq.sim.log import InstrumentLog
+from trio_daq.sim.spoiling import spoil
 
 CHUNK = 16 * 1024
 """Bytes that a line server reads at once."""
@@ -34,6 +36,7 @@ class Bench:
     def __init__(self, instrument: SimulatedInstrument, plan: FaultPlan, log: InstrumentLog) -> None:
         self.instrument = instrument
         self.faults = FaultSchedule(plan)
+        self.fired: Counter[Fault] = Counter()
         self.log = log
 
     def open_dialogue(self, send: Callable[[bytes], Awaitable[None]]) -> Dialogue:
@@ -56,40 +59,40 @@ class Dialogue:
         looked at are lost: that is for the end of the client or of the process.
         """
         for command in self._cutter.feed(data):
-            await self._answer(command)
+            await self.answer(command)
 
-    async def _answer(self, command: bytes | None) -> None:
+    async def answer(self, command: bytes | None) -> None:
+        """Answer one command, without terminator; None is one that was too long."""
         bench = self._bench
         if command is None:
-            answer = bench.instrument.overrun()
+            command, answer = b"(too long)", bench.instrument.overrun()
         else:
             answer = bench.instrument.answer(command, trio.current_time())
-        bench.log.write(bench.instrument.name, "command", b"(too long)" if command is None else command, answer.tag)
+        bench.log.write(bench.instrument.name, "command", command, answer.tag)
         if answer.delay:
             await trio.sleep(answer.delay)
         if answer.replies:
-            await self._reply(answer, bench.faults.next() if answer.tag is not None else None)
+            await self._reply(command, answer, bench.faults.next() if answer.tag is not None else None)
 
-    async def _reply(self, answer: Answer, fault: Fault | None) -> None:
-        line = answer.line + self._bench.instrument.reply_end
-        match fault:
-            case "late":
-                self._note_fault(answer, fault, b"")
-                await trio.sleep(self._bench.faults.plan.late_by)
-            case "silent":
-                self._note_fault(answer, fault, b"")
-                return
-            case "half":
-                half = answer.line[: (len(answer.line) + 1) // 2]
-                self._note_fault(answer, fault, half)
-                await self._send(half)
-                return
-            case "garbage":
-                self._note_fault(answer, fault, GARBAGE)
-                line = GARBAGE + line
-        for reply in answer.replies:
-            self._bench.log.write(self._bench.instrument.name, "reply", reply.text, reply.tag)
-        await self._send(line)
-
-    def _note_fault(self, answer: Answer, fault: Fault, sent: bytes) -> None:
-        self._bench.log.write(self._bench.instrument.name, "fault", sent, answer.tag, fault)
+    async def _reply(self, command: bytes, answer: Answer, fault: Fault | None) -> None:
+        bench, name = self._bench, self._bench.instrument.name
+        if fault is not None:
+            bench.fired[fault] += 1
+        outgoing = spoil(
+            fault,
+            answer.line,
+            command,
+            bench.instrument.reply_end,
+            late_by=bench.faults.plan.late_by,
+            number=0 if fault is None else bench.fired[fault],
+        )
+        if fault is not None:
+            bench.log.write(name, "fault", outgoing.extra, answer.tag, fault)
+        unlogged = answer.replies if outgoing.is_whole else ()
+        for pause, data in outgoing.pieces:
+            if pause:
+                await trio.sleep(pause)
+            for reply in unlogged:
+                bench.log.write(name, "reply", reply.text, reply.tag)
+            unlogged = ()
+            await self._send(data)

@@ -6,18 +6,18 @@ others, such as those to queries for resynchronising a line, are always given we
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import random
+from typing import Any, Literal, get_args
 
 import attrs
 
 from trio_daq.sharing import checked_timeout
 
-Fault = Literal["late", "silent", "half", "garbage"]
-"""``late``: answered after a while. ``silent``: not answered. ``half``: half a reply, no terminator. ``garbage``: bytes
-in front of the reply."""
-
-GARBAGE = b"\xfe\x00~?"
-"""Bytes that are no text in UTF-8, no command and no terminator."""
+Fault = Literal["late", "silent", "half", "garbage", "garbage_after", "echo", "split", "twice", "unsolicited"]
+"""``late``: answered after a while. ``silent``: not answered. ``half``: half a reply, no terminator. ``garbage``,
+``garbage_after``: bytes in front of the reply, or behind it. ``echo``: the command in front of the reply. ``split``:
+the reply byte by byte. ``twice``: the reply two times in one write. ``unsolicited``: with the reply a line ``EVENT n``
+that nobody asked for, in turn in front of it, behind it, and a moment after it."""
 
 
 def _count(_: object, attribute: attrs.Attribute[Any], value: int) -> None:
@@ -43,6 +43,12 @@ class FaultPlan:
         silent_every: Every so many answers, one is never given.
         half_every: Every so many answers, one ends half way; the next reply follows directly upon the half.
         garbage_every: Every so many answers, `GARBAGE` comes in front of one.
+        garbage_after_every: Every so many answers, it comes behind one, and so in front of the next.
+        echo_every: Every so many answers, the command comes back in front of one.
+        split_every: Every so many answers, one comes byte by byte.
+        twice_every: Every so many answers, one is given two times.
+        unsolicited_every: Every so many answers, one has company of a line that nobody asked for.
+        seed: Which one of so many it is: 0 for the last, another number draws one for each kind of fault.
     """
 
     late_every: int = attrs.field(default=0, validator=_count)
@@ -50,6 +56,12 @@ class FaultPlan:
     silent_every: int = attrs.field(default=0, validator=_count)
     half_every: int = attrs.field(default=0, validator=_count)
     garbage_every: int = attrs.field(default=0, validator=_count)
+    garbage_after_every: int = attrs.field(default=0, validator=_count)
+    echo_every: int = attrs.field(default=0, validator=_count)
+    split_every: int = attrs.field(default=0, validator=_count)
+    twice_every: int = attrs.field(default=0, validator=_count)
+    unsolicited_every: int = attrs.field(default=0, validator=_count)
+    seed: int = attrs.field(default=0, validator=_count)
 
 
 NO_FAULTS = FaultPlan()
@@ -60,12 +72,10 @@ class FaultSchedule:
 
     def __init__(self, plan: FaultPlan) -> None:
         self.plan = plan
-        self._every: dict[Fault, int] = {
-            "late": plan.late_every,
-            "silent": plan.silent_every,
-            "half": plan.half_every,
-            "garbage": plan.garbage_every,
-        }
+        every: dict[Fault, int] = {fault: getattr(plan, f"{fault}_every") for fault in get_args(Fault)}
+        self._every = {fault: count for fault, count in every.items() if count}
+        draw = random.Random(plan.seed)  # noqa: S311 - repeatable is what it has to be
+        self._shift = {fault: draw.randrange(count) if plan.seed else 0 for fault, count in self._every.items()}
         self._answers = 0
         self._due: dict[Fault, None] = {}  # a set that keeps its order, so that the one due longest comes first
 
@@ -73,7 +83,7 @@ class FaultSchedule:
         """Count one answer that bears a tag, and return the fault that fires with it."""
         self._answers += 1
         for fault, every in self._every.items():
-            if every and self._answers % every == 0:
+            if (self._answers + self._shift[fault]) % every == 0:
                 self._due.setdefault(fault)
         fired = next(iter(self._due), None)
         if fired is not None:

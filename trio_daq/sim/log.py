@@ -25,12 +25,13 @@ class LogEntry:
 
     Attributes:
         t: `time.monotonic_ns` of the instruments' process; on Linux, one clock for all processes of a computer.
-        instrument: ``"stage"`` or ``"meter"``.
+        instrument: ``"stage"``, ``"meter"``, ``"bus 1"`` for a station on a bus, ``"lab"`` for all of them.
         event: ``"command"`` when a command was taken up; ``"reply"`` when a whole reply went out, once for each query
             of a compound message; ``"fault"`` when a fault fired.
         text: The command, the reply, or what the fault sent, without terminator.
         tag: The tag of the query (of a compound command: the first), or None.
-        fault: ``"late"``, ``"silent"``, ``"half"``, ``"garbage"``, or None.
+        fault: A kind of fault that `FaultPlan` lists; ``"unplug"``; ``"freeze"``, noted when it is over, with its
+            length as text; or None.
     """
 
     t: int

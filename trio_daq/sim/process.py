@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -27,6 +28,8 @@ from trio_daq.sim.faults import NO_FAULTS, FaultPlan
 
 START_TIMEOUT = 10.0
 """Seconds to wait until everything listens."""
+PLUG_TIMEOUT = 5.0
+"""Seconds to wait until a cable is out or in."""
 CLOSE_TIMEOUT = 3.0
 """Seconds for the process to end by itself once its stdin is closed."""
 _JUST_NOW = 0.05
@@ -40,29 +43,71 @@ _log = logging.getLogger("trio_daq.sim")
 
 @attrs.frozen(kw_only=True)
 class SimulatedLab:
-    """Where the simulated instruments are.
+    """Where the simulated instruments are, and what can be done to them.
 
     Attributes:
         stage_path: Serial port of the stage controller, None if there is none.
         meter_port: TCP port of the meter on 127.0.0.1, None if there is none.
+        bus_path: Serial port of the three stages on one line, addresses 1 to 3, None if there are none.
         log: Their diary, see `read_log`.
         pid: Their process.
     """
 
     stage_path: str | None
     meter_port: int | None
+    bus_path: str | None
     log: Path
     pid: int
+    _process: trio.Process = attrs.field(repr=False, eq=False)
+    _stage_link: Path | None = attrs.field(repr=False, eq=False)
 
     @property
     def meter_resource(self) -> str | None:
         """VISA resource name of the meter; its messages end in a line feed."""
         return None if self.meter_port is None else f"TCPIP::127.0.0.1::{self.meter_port}::SOCKET"
 
+    async def unplug_stage(self) -> None:
+        """Pull the stage's cable out: whoever has its port open sees a hang-up, and the port is no longer there.
+
+        The stage goes on without it, and what it says meanwhile is lost. Cancelled, it may be out or not.
+
+        Raises:
+            ValueError: If the lab was opened without ``stage_link``.
+            trio.TooSlowError: If it was not out within 5 s.
+        """
+        await self._tell(b"unplug\n", linked=False)
+
+    async def replug_stage(self) -> None:
+        """Put the stage's cable in again: its port is there again, as another pty perhaps. Raises as `unplug_stage`."""
+        await self._tell(b"replug\n", linked=True)
+
+    def freeze(self) -> None:
+        """Stop the process of the instruments (SIGSTOP): none answers, and nothing tells a client why. POSIX only."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let a frozen process go on; what it was asked meanwhile it answers now."""
+        self._process.send_signal(signal.SIGCONT)
+
+    async def _tell(self, order: bytes, *, linked: bool) -> None:
+        assert self._process.stdin is not None
+        if self._stage_link is None:
+            raise ValueError("only a lab that was opened with stage_link can unplug its stage: it could not come back")
+        with trio.fail_after(PLUG_TIMEOUT):
+            await self._process.stdin.send_all(order)
+            while self._stage_link.is_symlink() is not linked:  # noqa: ASYNC110 - a file has no event
+                await trio.sleep(0.001)
+
 
 @asynccontextmanager
 async def open_simulated_lab(
-    log: str | os.PathLike[str], *, stage: FaultPlan | None = NO_FAULTS, meter: FaultPlan | None = NO_FAULTS
+    log: str | os.PathLike[str],
+    *,
+    stage: FaultPlan | None = NO_FAULTS,
+    meter: FaultPlan | None = NO_FAULTS,
+    bus: FaultPlan | None = None,
+    stage_link: str | os.PathLike[str] | None = None,
+    stall_limit: float | None = None,
 ) -> AsyncIterator[SimulatedLab]:
     r"""Have simulated instruments for the length of an ``async with`` block.
 
@@ -73,10 +118,14 @@ async def open_simulated_lab(
         log: File that the instruments append their diary to.
         stage: Faults of the stage controller on a pty (POSIX only), None for no stage.
         meter: Faults of the meter on TCP, None for no meter.
+        bus: Faults of each of three stages that share one pty (POSIX only), None for no such line.
+        stall_limit: If their process did not run for so many seconds, stopped or starved, the log says so, as a fault
+            ``"freeze"``. None: nobody looks.
+        stage_link: A path at which to make a link to the stage's pty, so that it can be unplugged and come back.
 
     Raises:
         StartError: If they did not come up within 10 s. What went wrong there stands on stderr.
-        ValueError: If both are None.
+        ValueError: If stage, meter and bus are None, or there is a link and no stage.
 
     Example:
         >>> import tempfile
@@ -90,16 +139,29 @@ async def open_simulated_lab(
         >>> trio.run(main)
         b'1\n'
     """
-    if stage is None and meter is None:
-        raise ValueError("a simulated lab needs a stage or a meter")
+    if stage is None and meter is None and bus is None:
+        raise ValueError("a simulated lab needs a stage or a meter or a bus")
+    if stage is None and stage_link is not None:
+        raise ValueError("stage_link needs a stage")
+    link = None if stage_link is None else Path(stage_link)
     command = [sys.executable, "-P", "-m", "trio_daq.sim", f"--log={os.fspath(log)}"]
-    command += [*_options("stage", stage), *_options("meter", meter)]
+    command += [*_options("stage", stage), *_options("meter", meter), *_options("bus", bus)]
+    command += [] if link is None else [f"--stage-link={link}"]
+    command += [] if stall_limit is None else [f"--stall-limit={stall_limit}"]
     process = await trio.lowlevel.open_process(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env=_environment()
     )
     try:
         ready = await _wait_ready(process)
-        yield SimulatedLab(stage_path=ready["stage"], meter_port=ready["meter"], log=Path(log), pid=process.pid)
+        yield SimulatedLab(
+            stage_path=ready["stage"],
+            meter_port=ready["meter"],
+            bus_path=ready["bus"],
+            log=Path(log),
+            pid=process.pid,
+            process=process,
+            stage_link=link,
+        )
         if await _has_ended(process):
             _log.warning("the simulated instruments (pid %d) had ended by themselves", process.pid)
     finally:

@@ -9,6 +9,7 @@ Waits for descriptors and threads are not seen by the clock: use links that are 
 
 from __future__ import annotations
 
+import contextlib
 import queue
 from collections.abc import Awaitable, Callable
 from types import TracebackType
@@ -85,7 +86,12 @@ class TrioDriver:
         async def running() -> None:
             results.append(await outcome.acapture(work, *arguments))
 
-        self._token.run_sync_soon(self._living_nursery().start_soon, running)
+        def start() -> None:
+            with contextlib.suppress(RuntimeError):  # a task has failed and the nursery is closing: `_pump` tells it
+                self._living_nursery().start_soon(running)
+
+        self._refuse_if_ended()
+        self._token.run_sync_soon(start)
         self._pump(lambda: bool(results))
         return results[0].unwrap()  # type: ignore[no-any-return]
 
@@ -107,8 +113,7 @@ class TrioDriver:
         if self._end is None:
             self._token.run_sync_soon(self._living_nursery().cancel_scope.cancel)
             self._pump(lambda: self._end is not None)
-        assert self._end is not None
-        self._end.unwrap()
+        self._raise_its_end()
 
     async def _main(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
@@ -121,10 +126,19 @@ class TrioDriver:
 
     def _pump(self, until: Callable[[], bool]) -> None:
         while not until():
-            if self._end is not None:
-                self._end.unwrap()
-                raise RuntimeError("the Trio run has ended")
+            self._refuse_if_ended()
             self._steps.get(timeout=_HUNG_AFTER)()
+
+    def _refuse_if_ended(self) -> None:
+        if self._end is not None:
+            self._raise_its_end()
+            raise RuntimeError("the Trio run has ended")
+
+    def _raise_its_end(self) -> None:
+        """Raise what ended the run, once."""
+        assert self._end is not None
+        end, self._end = self._end, outcome.Value(None)
+        end.unwrap()
 
     def _living_nursery(self) -> trio.Nursery:
         if self._nursery is None:

@@ -71,7 +71,11 @@ class ReceiveBuffer:
         return self._take(len(self._bytes))
 
     def _take(self, count: int) -> bytes:
-        taken = bytes(self._bytes[:count])
-        del self._bytes[:count]
+        if count == len(self._bytes):  # the usual case: what came is one message
+            taken = bytes(self._bytes)
+            self._bytes.clear()
+        else:
+            taken = bytes(self._bytes[:count])
+            del self._bytes[:count]
         self._searched = 0
         return taken

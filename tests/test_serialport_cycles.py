@@ -370,3 +370,25 @@ async def test_a_lost_device_whose_close_is_held_comes_back(socket: Socket) -> N
         await must_become(opened)
     await port.aclose()
     await must_become(before)
+
+
+async def test_a_holder_is_told_at_once_though_the_close_is_held(socket: Socket) -> None:
+    """A holder in a read learns of a pulled cable within a tenth of a second, although the driver holds the close."""
+    port = port_of(socket)
+    told: list[float] = []
+
+    async def holder() -> None:
+        with pytest.raises(LineLostError):
+            await ask(port, b"mute")
+        told.append(trio.current_time())
+
+    await port.open()
+    with a_driver_that_holds_the_close():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(holder)
+            await until(lambda: socket.asked)
+            socket.unplug()
+            pulled = trio.current_time()
+        assert told[0] - pulled < 0.1
+    await port.aclose()
+    socket.plug()

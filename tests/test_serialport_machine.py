@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from trio_daq.errors import DaqError, LeaseRevokedError
 from trio_daq.serialport import LineState, SerialPortConfig, SharedSerialPort
-from trio_daq.sharing.wait_graph import _graph
+from trio_daq.sharing.wait_graph import _waiting
 from trio_daq.sim import MemoryLine
 from trio_daq.testing import CancelAtStep, TrioDriver
 from trio_daq.wire import SyncQuery
@@ -222,7 +222,7 @@ class PortMachine(RuleBasedStateMachine):
             assert [owner.number for owner in self.owners if owner.state != "gone"] == []
             statistics = self.driver.call(self.port.statistics).lease
             assert (statistics.holder, statistics.waiting) == (None, ())
-            assert self.driver.call(_graph).waiting == {}
+            assert _waiting == {}
             if not self.plugged:
                 self.driver.call(self.line.plug)
             self.driver.advance(60)  # what the instrument still has to say, and the port's pauses

@@ -31,7 +31,10 @@ OpenStream: TypeAlias = Callable[[SerialPortConfig], Awaitable[ByteStream]]
 _log = logging.getLogger("trio_daq.serialport")
 
 _CLOSE_TIMEOUT = 2.0
-"""Seconds for closing a line whose device went away, or that is only opened anew."""
+"""Seconds for closing a line before it is opened anew."""
+
+_LOST_CLOSE_TIMEOUT = 0.05
+"""Seconds for closing a line whose device went away: its owner waits for that, and is to be told within 0.1 s."""
 
 
 _IN_ORDER = (LineState.CLEAN, LineState.SUSPECT)
@@ -287,7 +290,7 @@ class SerialLine:
     async def hang_up(self) -> None:
         """Note that the device is gone and let go of its descriptor."""
         self.lose()
-        await self._close_stream(_CLOSE_TIMEOUT)
+        await self._close_stream(_LOST_CLOSE_TIMEOUT)
 
     async def aclose(self, timeout: float) -> None:
         """Close the line for good. Bounded and shielded: a close that the driver holds is left to its thread."""

@@ -486,6 +486,6 @@ async def test_a_reply_too_late_for_a_thread_is_nobodys(bench: Bench) -> None:
         with bench.doors[0].exclusive() as sequence:
             with pytest.raises(ExchangeTimeoutError):
                 sequence.query(b"MUTE", 0.05)
-            return sequence.query(b"HELLO")
+            return sequence.query(b"HELLO", 2)
 
     assert await bench.finish(bench.threads.submit(old)) == [b"HELLO"]

@@ -205,7 +205,7 @@ class SerialLine:
         if self.state is not LineState.LOST:
             return
         self.phase = "open"
-        await self._close_stream(_CLOSE_TIMEOUT)
+        await self._close_stream(_LOST_CLOSE_TIMEOUT)
         try:
             self._stream = await self._open_stream()
         except LineOpenError as error:

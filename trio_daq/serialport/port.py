@@ -103,7 +103,7 @@ class SharedSerialPort:
         return not self._line.closed and self._lease.holder is None
 
     def current_owner(self) -> str | None:
-        """Return who has the port, or None. Right at any moment, also during I/O."""
+        """Return who has the port, or None. Right at any moment, also during I/O, and in any thread."""
         return self._lease.holder
 
     def acquire(
@@ -201,7 +201,7 @@ class SharedSerialPort:
         return self._line.trace.entries()
 
     def statistics(self) -> PortStatistics:
-        """Return a snapshot for displays, health checks and tests."""
+        """Return a snapshot for displays, health checks and tests. For the Trio thread."""
         return PortStatistics(
             lease=self._lease.statistics(),
             state=self._line.state,

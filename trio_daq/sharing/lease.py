@@ -120,13 +120,15 @@ class Lease:
 
     @property
     def holder(self) -> str | None:
-        """Who has it now, or None. Right at any moment."""
-        return self._held.owner if self._held is not None else None
+        """Who has it now, or None. Right at any moment, and for any thread."""
+        held = self._held
+        return held.owner if held is not None else None
 
     @property
     def held_for(self) -> float:
-        """Seconds for which it has been held, 0 if it is free."""
-        return trio.current_time() - self._held.granted_at if self._held is not None else 0.0
+        """Seconds for which it has been held, 0 if it is free. For the Trio thread."""
+        held = self._held
+        return trio.current_time() - held.granted_at if held is not None else 0.0
 
     def hold(self, owner: str | None = None, timeout: float | None = None) -> Claim:
         """Return an ``async with`` block in which *owner* has the lease.
@@ -180,7 +182,7 @@ class Lease:
             trio.lowlevel.reschedule(claim.task, outcome.Error(error_for(claim.owner)))
 
     def statistics(self) -> LeaseStatistics:
-        """Return a snapshot for displays, health checks and tests."""
+        """Return a snapshot for displays, health checks and tests. For the Trio thread."""
         return LeaseStatistics(
             holder=self.holder,
             held_for=self.held_for,

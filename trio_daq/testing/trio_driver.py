@@ -84,7 +84,10 @@ class TrioDriver:
         results: list[outcome.Outcome[Any]] = []
 
         async def running() -> None:
-            results.append(await outcome.acapture(work, *arguments))
+            result = await outcome.acapture(work, *arguments)
+            if isinstance(result, outcome.Error) and isinstance(result.error, trio.Cancelled):
+                raise result.error  # the run is ending: it is told how by `_pump`
+            results.append(result)
 
         def start() -> None:
             with contextlib.suppress(RuntimeError):  # a task has failed and the nursery is closing: `_pump` tells it

@@ -46,25 +46,40 @@ class OwnedLine:
         sent: Whether the last command reached the driver: ``"unknown"`` if only part of it did.
     """
 
-    # Defaults stand here and not in __init__, since a guard is made for every exchange of most owners.
-    sent: Sent = "no"
-    _unsent: bytes = b""
-    _wrote = False
-    _owed = 0
-    _doubt: LineEvent | None = None
-    _interrupted = False
-    _busy = False
-    _waited = False
-    _skipped_yield = False
-    _expired = False
-    _started = _deadline = _due = _patience = 0.0
+    __slots__ = (
+        "_busy",
+        "_claim",
+        "_deadline",
+        "_doubt",
+        "_due",
+        "_exchanges",
+        "_expired",
+        "_interrupted",
+        "_line",
+        "_owed",
+        "_patience",
+        "_skipped_yield",
+        "_started",
+        "_unsent",
+        "_waited",
+        "_wrote",
+        "owner",
+        "sent",
+        "station",
+    )
 
     def __init__(self, line: SerialLine, claim: Claim, exchanges: Counter[str], station: str | None) -> None:
         self.owner = claim.owner
         self.station = station
+        self.sent: Sent = "no"
         self._line = line
         self._claim = claim
         self._exchanges = exchanges
+        self._unsent = b""
+        self._wrote = self._interrupted = self._busy = self._waited = self._skipped_yield = self._expired = False
+        self._owed = 0
+        self._doubt: LineEvent | None = None
+        self._started = self._deadline = self._due = self._patience = 0.0
         line.alarm.ring = self._expire
         claim.on_revoked = self._abandon
 

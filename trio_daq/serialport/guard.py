@@ -42,6 +42,8 @@ class SerialGuard(OwnedLine):
         trio.BusyResourceError: If another task is inside a call of this guard.
     """
 
+    __slots__ = ()
+
     async def query(self, data: bytes, *, timeout: float | None = None, match: bytes | None = None) -> bytes:
         """Write *data* and the port's ``write_terminator``, and return the reply without its ``read_terminator``.
 

@@ -19,7 +19,7 @@ import trio
 
 from trio_daq.errors import HungCallError
 from trio_daq.serialport import SerialPortConfig, driver
-from trio_daq.serialport.byte_stream import open_byte_stream
+from trio_daq.serialport.opening import open_byte_stream
 from trio_daq.sim import MemoryLine
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="ptys are POSIX's")
@@ -730,7 +730,7 @@ def test_windows_can_import_all_but_the_posix_stream():
 import sys, importlib, serial.tools.list_ports, trio
 for name in ("fcntl", "termios", "pty", "tty", "pwd", "grp", "resource"):
     sys.modules[name] = None
-for name in ("byte_stream", "thread_stream", "socket_stream", "driver"):
+for name in ("byte_stream", "opening", "thread_stream", "socket_stream", "driver"):
     importlib.import_module("trio_daq.serialport." + name)
 importlib.import_module("trio_daq.sim.memory_line")
 try:

@@ -18,11 +18,11 @@ import attrs
 import trio
 
 from trio_daq.errors import AcquireTimeoutError, LineLostError, LineOpenError, SessionClosedError
-from trio_daq.serialport.byte_stream import open_byte_stream
 from trio_daq.serialport.greeting import greet
 from trio_daq.serialport.guard import SerialGuard
 from trio_daq.serialport.keeper import keep_line
 from trio_daq.serialport.line import OpenStream, SerialLine
+from trio_daq.serialport.opening import open_byte_stream
 from trio_daq.serialport.settings import SerialPortConfig
 from trio_daq.serialport.state import LineState
 from trio_daq.sharing import Claim, Lease, LeaseStatistics, LineKind

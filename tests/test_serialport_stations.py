@@ -132,6 +132,21 @@ async def test_a_station_that_is_off_stops_the_line_until_it_is_said(bus: Bus) -
     await port.aclose()
 
 
+async def test_a_bus_is_looked_after_too(bus: Bus, nursery: trio.Nursery) -> None:
+    """With `keep` running and the sync query asked now and then, a bus serves all, with stray lines in between."""
+    port = port_of(bus, sync_every=0.3)
+    nursery.start_soon(port.keep)
+    for round_ in range(4):
+        for station in STATIONS:
+            command = b"n%d" % round_
+            assert await ask(port, station, command) == station.encode() + b" re " + command
+        os.write(bus.master, b"2 HELLO\n")
+        await trio.sleep(0.6)
+    assert port.statistics().stray_bytes >= 3 * len(b"2 HELLO\n")
+    assert port.state in (LineState.CLEAN, LineState.SUSPECT)
+    await port.aclose()
+
+
 async def test_a_station_that_is_not_there_is_a_mistake(bus: Bus) -> None:
     """A name that is none of the port's, or none where one is needed, is refused at once with those there are."""
     port = port_of(bus)

@@ -41,6 +41,10 @@ _IN_ORDER = (LineState.CLEAN, LineState.SUSPECT)
 """States in which nobody has to wait for the line; what a doubt costs is paid by the next command."""
 
 
+_OWING = (LineEvent.OPENED, LineEvent.DOUBTED, LineEvent.INTERRUPTED)
+"""What may leave a reply on its way; who used the line before we opened it may be owed one too."""
+
+
 class SerialLine:
     """One physical line, opened when it is first needed.
 
@@ -129,13 +133,13 @@ class SerialLine:
 
         Args:
             event: What happened.
-            station: Whose reply may still come.
+            station: Whose reply may still come; on a bus None for anybody's.
             unsent: The rest of a command that was half written.
             due: Trio time by which the reply was to come.
             replies: How many may come.
         """
         before, self.state = self.state, after(self.state, event)
-        if event in (LineEvent.INTERRUPTED, LineEvent.DOUBTED):
+        if event in _OWING:
             self._recovery.owe(station)
         if self.state is LineState.DIRTY:
             self._recovery.begin(unsent, due, replies)
@@ -147,11 +151,8 @@ class SerialLine:
         if self.state is not before:
             _log.debug("%s: %s, %s -> %s", self.config.path, event.value, before.value, self.state.value)
 
-    def catch_up(self, now: float, station: str | None = None) -> None:
+    def catch_up(self, now: float) -> None:
         """Read what came while nobody had the line, and throw it away unless the settings say to keep it.
-
-        A line that has been in use for long enough is put in doubt too: an unasked line that was taken for a reply has
-        shifted all replies since, and nothing but a sync query shows it.
 
         Raises:
             trio.BrokenResourceError: If the device hung up meanwhile.
@@ -161,7 +162,13 @@ class SerialLine:
         self.looked_at = now
         if self.has_leftover() and self.config.on_acquire == "discard":
             self.doubt_input()
-        elif self._recovery.can_ask and now - self._asked_at > self.config.sync_every:
+
+    def doubt_if_due(self, now: float, station: str | None) -> None:
+        """Put a line in doubt that has been in use for long enough without its sync query.
+
+        An unasked line that was taken for a reply has shifted all replies since, and nothing else shows it.
+        """
+        if now - self._asked_at > self.config.sync_every and self._recovery.can_ask:
             self._routine = True
             self.note(LineEvent.DOUBTED, station)
 
@@ -180,8 +187,7 @@ class SerialLine:
             self.trace.note("nobody", "drop", stray)
             _log.info("%s: dropped %d bytes that nobody had asked for: %r", self.config.path, len(stray), stray[:80])
             if self.config.on_acquire == "discard":
-                self._recovery.owe(None, all_stations=True)
-                self.note(LineEvent.DOUBTED, next(iter(self.config.stations), None))
+                self.note(LineEvent.DOUBTED)
 
     def drop_reply(self, message: bytes) -> None:
         """Count a reply that did not fit the question of whoever has the line."""
@@ -222,7 +228,6 @@ class SerialLine:
         self.opens += 1
         self.greeted = False
         self.baud_rate = self.config.baud_rate
-        self._recovery.owe(None, all_stations=True)
         self.note(LineEvent.OPENED)
 
     async def wait_next_try(self) -> None:

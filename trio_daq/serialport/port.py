@@ -228,7 +228,8 @@ class SharedSerialPort:
         if not line.is_ready_for(station):
             return None
         try:
-            line.catch_up(claim.granted_at, station)
+            line.catch_up(claim.granted_at)
+            line.doubt_if_due(claim.granted_at, station)
         except trio.BrokenResourceError:  # it went away while nobody looked: it may be back already
             line.lose()
         if not line.is_ready_for(station):  # what came may have put it in doubt
@@ -268,7 +269,7 @@ class SharedSerialPort:
     async def _make_ready_at_once(self, station: str | None = None) -> None:
         try:
             await self._line.make_ready(station)
-            self._line.catch_up(trio.current_time(), station)
+            self._line.catch_up(trio.current_time())
         except trio.BrokenResourceError:
             await self._line.hang_up()
             raise

@@ -78,9 +78,9 @@ class Recovery:
         """Whether the line has a sync query, by which a doubt can be removed."""
         return None not in self._questions.values()
 
-    def owe(self, station: str | None, *, all_stations: bool = False) -> None:
-        """Note that a reply of *station*, or of any, may still come."""
-        self._owing.update(dict.fromkeys(self._questions if all_stations else (station,)))
+    def owe(self, station: str | None) -> None:
+        """Note that a reply of *station* may still come. On a bus None stands for any of them."""
+        self._owing.update(dict.fromkeys((station,) if station in self._questions else self._questions))
         self._assumed_off.difference_update(self._owing)
 
     def assume_off(self, station: str) -> None:

@@ -95,7 +95,7 @@ WRONG_FILES = [
         V2 + STAGE + "timeout = 0x" + "F" * 9000,
         "lab.toml:4: serial.stage.timeout: expected a whole number of at most 64",
     ),
-    (V2 + STAGE + "data_bits = 9", "lab.toml:4: serial.stage.data_bits: must be in (5, 6, 7, 8) (got 9)"),
+    (V2 + STAGE + "data_bits = 9", "lab.toml:4: serial.stage.data_bits: must be one of 5, 6, 7, 8, not 9"),
     (
         V2 + STAGE + "parity = 'evn'",
         "lab.toml:4: serial.stage.parity: must be one of none, even, odd, mark, space, not 'evn'",

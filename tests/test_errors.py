@@ -235,7 +235,7 @@ def test_errors_are_compared_by_identity(name):
 
 @pytest.mark.parametrize(
     ("phase", "words"),
-    [("queue", "nobody holds it now"), ("open", "still being opened"), ("resync", "resynchronised")],
+    [("queue", "nobody holds it now"), ("open", "still being opened"), ("resync", "made clean")],
 )
 def test_an_acquire_timeout_says_where_the_time_went(phase, words):
     """Each phase has its own reason, and a holder that left meanwhile is not invented."""

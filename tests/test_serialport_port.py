@@ -324,7 +324,7 @@ async def test_guard_is_dead_after_its_block(device: Device, make_port: MakePort
             await guard.query(b"never")
     for call in (guard.write_all, guard.write_only, guard.query, guard.read_until):
         with pytest.raises(GuardReleasedError):
-            await call(b"never\n")
+            await call(b"never")
     for read in (guard.read, guard.read_exactly):
         with pytest.raises(GuardReleasedError):
             await read(1)

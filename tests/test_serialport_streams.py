@@ -715,10 +715,10 @@ async def test_a_memory_line_notes_what_is_no_byte(autojump_clock):
     stream = await line.open_stream(SerialPortConfig(path="memory", baud_rate=57600))
     assert line.controls.baudrate == 57600
     await stream.control(lambda lines: setattr(lines, "dtr", False))
-    await stream.control(lambda lines: lines.send_break(0.5))
+    await stream.control(lambda lines: setattr(lines, "break_condition", True))
     line.controls.cts = False
     assert await stream.control(lambda lines: lines.cts) is False
-    assert (line.controls.dtr, line.controls.breaks) == (False, [0.5])
+    assert (line.controls.dtr, line.controls.break_condition) == (False, True)
 
 
 # --- Windows -----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from trio_daq.sharing import checked_timeout, positive_int, positive_seconds
 class Settings:
     """What a settings class looks like."""
 
-    period: float | None = attrs.field(default=None, validator=positive_seconds)
+    period: float = attrs.field(default=1.0, validator=positive_seconds)
     count: int = attrs.field(default=1, validator=positive_int)
 
 
@@ -43,8 +43,9 @@ def test_zero_can_be_excluded():
 
 
 def test_settings_refuse_what_a_timeout_refuses():
-    """As validators they name the field; None means "not set" for seconds."""
-    assert Settings(period=None) == Settings()
+    """As validators they name the field; None is no time."""
+    with pytest.raises(TypeError, match="period is a number of seconds, not None"):
+        Settings(period=None)
     for period in (0, -1, math.inf, math.nan):
         with pytest.raises(ValueError, match="period"):
             Settings(period=period)

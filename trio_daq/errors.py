@@ -115,7 +115,7 @@ class AcquireTimeoutError(DaqError, TimeoutError):
             why = f"{_holder(self.held_by, self.held_for)}; place {self.position} in the queue"
             cure = "wait longer, or let the holder release sooner"
         elif self.phase == "resync":
-            why = "it was still being resynchronised after an unfinished exchange"
+            why = "it was still being made clean, as after an unfinished exchange or when it has just been opened"
             cure = "wait longer, or lower quiet_time if the instrument is never that late"
         else:
             why = f"it could not be opened: {self.reason}" if self.reason else "it was still being opened"
@@ -216,6 +216,7 @@ class ExchangeTimeoutError(DaqError, TimeoutError):
         waited: Seconds waited.
         sent: Whether the last command reached the wire.
         received: The bytes that did come. They stay in the port's buffer until the line is made clean again.
+        dropped: What came meanwhile and was not taken for a reply: it did not match, or came unasked.
         trace: The last messages on the line, oldest first.
     """
 
@@ -225,10 +226,13 @@ class ExchangeTimeoutError(DaqError, TimeoutError):
     waited: float
     sent: Sent
     received: bytes = b""
+    dropped: bytes = b""
     trace: Sequence[Any] = attrs.field(default=(), repr=False)
 
     def __str__(self) -> str:
         got = f"{len(self.received)} bytes came: {self.received[:60]!r}" if self.received else "not a byte came"
+        if self.dropped:
+            got = f"what came was not taken for the reply: {(self.dropped + self.received)[:60]!r}"
         if _looks_like_noise(self.received):
             cure = "The bytes look like noise: is the baud rate right?"
         else:

@@ -123,7 +123,7 @@ class MemberConfig:
     serial: str | tuple[str, ...] | None = attrs.field(default=None, converter=_names, validator=_line_names)
     visa: str | tuple[str, ...] | None = attrs.field(default=None, converter=_names, validator=_line_names)
     options: dict[str, Any] = attrs.field(factory=dict, validator=attrs.validators.instance_of(dict))
-    stop_timeout: float | None = attrs.field(default=None, validator=positive_seconds)
+    stop_timeout: float | None = attrs.field(default=None, validator=attrs.validators.optional(positive_seconds))
 
 
 @attrs.frozen(kw_only=True)

@@ -212,7 +212,11 @@ def _hook_for_class(cls: type[attrs.AttrsInstance], converter: cattrs.Converter)
     attrs.resolve_types(cls)
     overrides = {field.name: override(struct_hook=_hook_for_field(field, converter)) for field in attrs.fields(cls)}
     make: Any = make_dict_structure_fn  # its overrides are keywords, and so are its flags: no type fits both
-    hook: _Hook = make(cls, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True, **overrides)
+    made: _Hook = make(cls, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True, **overrides)
+
+    def hook(value: Any, wanted: Any) -> Any:
+        return made(_table(value, wanted), wanted)
+
     return hook
 
 

@@ -54,6 +54,7 @@ async def serial_poll(
     units: Mapping[str, str] | None = None,
     period: float = 1.0,
     timeout: float | None = None,
+    station: str | None = None,
 ) -> None:
     """Ask a serial instrument each of *commands* every *period* seconds, and publish the first number of each reply.
 
@@ -67,10 +68,11 @@ async def serial_poll(
         units: Channel to unit.
         period: Seconds from one turn to the next.
         timeout: Seconds for each exchange; the port's own if omitted.
+        station: Which of the port's stations to ask, if it has any.
     """
 
     async def ask(command: str) -> str:
-        async with serial.acquire() as guard:
+        async with serial.acquire(station=station) as guard:
             reply = await guard.query(command.encode("ascii"), timeout=timeout)
         try:
             return reply.decode("ascii")

@@ -14,6 +14,10 @@ import trio
 from trio_daq.errors import DoorClosedError, GuardReleasedError
 from trio_daq.legacy.host import DoorHost, Job, Verbs
 from trio_daq.serialport import ModemLines, SerialGuard, SharedSerialPort
+from trio_daq.sharing import checked_timeout
+
+_DRIVER = 10.0
+"""Seconds that a driver may take for what cannot be interrupted."""
 
 
 class _SequenceFailedError(Exception):
@@ -77,7 +81,7 @@ class SerialDoor:
             DoorClosedError: If the member is stopping.
         """
         sequence = SerialSequence(self._host, self._port)
-        sequence._acquire(owner or self._host.owner, timeout, station)
+        sequence._acquire(self._host.owner if owner is None else owner, timeout, station)
         failed = True
         try:
             yield sequence
@@ -129,29 +133,29 @@ class SerialSequence:
 
     def discard_input(self) -> bytes:
         """Throw away what has come and was not read; return it."""
-        return bytes(self._call("discard_input", timeout=0.0))
+        return bytes(self._drive("discard_input"))
 
-    def send_break(self, duration: float = 0.25, timeout: float | None = None) -> None:
-        """Hold the line in the break condition for *duration* seconds."""
-        self._call("send_break", duration, timeout=timeout, takes=duration)
+    # What the driver is asked for ends when it has done it, after 10 s at the latest.
 
-    def modem_lines(self, timeout: float | None = None) -> ModemLines:
+    def send_break(self, duration: float = 0.25) -> None:
+        """Hold the line in the break condition for *duration* seconds, at most 5."""
+        self._drive("send_break", duration)
+
+    def modem_lines(self) -> ModemLines:
         """Return the state of the modem lines."""
-        lines: ModemLines = self._call("modem_lines", timeout=timeout)
+        lines: ModemLines = self._drive("modem_lines")
         return lines
 
-    def set_modem_lines(
-        self, *, dtr: bool | None = None, rts: bool | None = None, timeout: float | None = None
-    ) -> None:
+    def set_modem_lines(self, *, dtr: bool | None = None, rts: bool | None = None) -> None:
         """Set DTR and RTS; None leaves one as it is."""
-        self._call("set_modem_lines", timeout=timeout, dtr=dtr, rts=rts)
+        self._drive("set_modem_lines", dtr=dtr, rts=rts)
 
-    def set_baud_rate(self, baud_rate: int, timeout: float | None = None) -> None:
+    def set_baud_rate(self, baud_rate: int) -> None:
         """Change the speed of the open port, for all owners."""
-        self._call("set_baud_rate", baud_rate, timeout=timeout)
+        self._drive("set_baud_rate", baud_rate)
 
     def _acquire(self, owner: str, timeout: float | None, station: str | None) -> None:
-        patience = self._port.config.acquire_timeout if timeout is None else timeout
+        patience = self._port.config.acquire_timeout if timeout is None else checked_timeout(timeout)
         hold = functools.partial(self._hold, owner, timeout, station)
         self._host.post(self._port.path, hold, patience, sent="no")
 
@@ -162,9 +166,12 @@ class SerialSequence:
         with contextlib.suppress(DoorClosedError):
             self._host.post(self._port.path, self._wait_left, patience=0.0)
 
-    def _call(self, verb: str, *arguments: Any, timeout: float | None, takes: float = 0.0, **options: Any) -> Any:
-        patience = takes + (self._port.config.timeout if timeout is None else timeout)
+    def _call(self, verb: str, *arguments: Any, timeout: float | None, **options: Any) -> Any:
+        patience = self._port.config.timeout if timeout is None else checked_timeout(timeout)
         return self._post(Job(verb, arguments, {"timeout": timeout, **options}, patience))
+
+    def _drive(self, verb: str, *arguments: Any, **options: Any) -> Any:
+        return self._post(Job(verb, arguments, options, _DRIVER))
 
     def _post(self, job: Job) -> Any:
         if self._released:
@@ -201,7 +208,7 @@ class SerialSequence:
 
 
 def _verbs(guard: SerialGuard) -> Verbs:
-    async def discard_input(*, timeout: float) -> bytes:  # noqa: ARG001 - it waits for nothing
+    async def discard_input() -> bytes:
         return guard.discard_input()
 
     return {

@@ -40,9 +40,6 @@ class ControlLines(Protocol):
     def cd(self) -> bool:
         """Carrier Detect, from the other end."""
 
-    def send_break(self, duration: float = 0.25) -> None:
-        """Hold the line in the break condition for *duration* seconds."""
-
 
 class ByteStream(Protocol):
     """An open line. `trio.BrokenResourceError` means that it went away, `trio.ClosedResourceError` that we did.

@@ -87,7 +87,7 @@ class SerialLine:
         self.unmatched = 0
         self.stray = 0
         self._stream: ByteStream | None = None
-        self._recovery = Recovery(config, self.unsolicited)
+        self._recovery = Recovery(config, self.unsolicited, self.trace)
         self._reopened = False
         self._routine = False
         self._asked_at = math.inf
@@ -249,7 +249,9 @@ class SerialLine:
         return self.greeted and self.state in self._handed_out and not self._recovery.is_assumed_off(station)
 
     async def make_ready(self, station: str | None = None) -> None:
-        """Open the line if it is not, and make it clean if it is not. Cancellation keeps the progress.
+        """Open the line if it is not, and make it clean if it is not, anew if need be. Cancellation keeps the progress.
+
+        For whoever has just been granted it; inside an owner's block a line is never opened.
 
         Args:
             station: Who is to be talked to.
@@ -261,24 +263,45 @@ class SerialLine:
             trio.ClosedResourceError: If it was closed for good.
         """
         await self.open()
-        self.phase = "resync"
-        if self._recovery.is_assumed_off(station):
-            self.note(LineEvent.INTERRUPTED, station)
         if self.state is LineState.UNUSABLE:
             self._refuse_before_retry()
             self.note(LineEvent.RETRIED)
+        try:
+            await self.make_clean(station)
+        except LineUnusableError:
+            if self._reopened or self._recovery.has_unsent:
+                raise
+            await self._reopen()
+            await self.make_clean(station)
+
+    async def make_clean(self, station: str | None = None) -> None:
+        """Make the open line clean if it is not. Cancellation keeps the progress.
+
+        Raises:
+            LineUnusableError: If it cannot be made clean.
+            trio.BrokenResourceError: If it was lost on the way.
+            trio.ClosedResourceError: If it is not open, or another owner has it now.
+        """
+        self.phase = "resync"
+        stream = self.stream
+        if self._recovery.is_assumed_off(station):
+            self.note(LineEvent.INTERRUPTED, station)
         if self.state is LineState.SUSPECT:
             if self._recovery.can_ask:
                 self.note(LineEvent.QUESTIONED)
             else:
                 self.discard_input()
                 self.note(LineEvent.RECOVERED)
+        if self.state is LineState.UNUSABLE:
+            self._refuse_before_retry()
+            self.note(LineEvent.RETRIED)
         if self.state is LineState.DIRTY:
-            await self._recover()
+            await self._recover(stream)
 
     def assume_off(self, station: str) -> None:
-        """Take it that *station* owes nothing, since it is switched off."""
+        """Take it that *station* owes nothing, since it is switched off, and do not wait before the next try."""
         self._recovery.assume_off(station)
+        self._until_retry.succeeded()
 
     def wake(self) -> None:
         """Wake whoever waits for the line, with `trio.ClosedResourceError`; it stays open."""
@@ -315,7 +338,7 @@ class SerialLine:
             return await self._open_bytes(self.config)
         except LineOpenError:
             raise
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, LookupError) as error:
             raise LineOpenError(resource=self.config.path, reason=printable(str(error))) from error
 
     async def _close_stream(self, timeout: float) -> None:
@@ -324,15 +347,11 @@ class SerialLine:
         if stream is not None and not await stream.aclose(timeout):
             _log.warning("%s: the driver has not let it close for %g s", self.config.path, timeout)
 
-    async def _recover(self) -> None:
-        dropped, routine, self._routine = self._recovery.dropped, self._routine, False
+    async def _recover(self, stream: ByteStream) -> None:
+        dropped = self._recovery.dropped
         try:
-            await self._recovery.run(self.stream)
+            await self._recovery.run(stream)
         except NeverCleanError as error:
-            if error.reopening_may_help and not self._reopened:
-                await self._reopen()
-                await self._recover()
-                return
             self.note(LineEvent.GAVE_UP)
             self._never_clean = str(error)
             self._until_retry.failed()
@@ -340,14 +359,14 @@ class SerialLine:
                 resource=self.config.path, reason=self._never_clean, retry_in=self._until_retry.left()
             ) from error
         self.buffer.clear()
-        self._reopened = False
-        if routine and self._recovery.dropped > dropped:
+        if self._routine and self._recovery.dropped > dropped:
             _log.warning(
                 "%s: replies had slipped: the sync query, asked after %g s of use, found one that nobody waited for. "
                 "Replies since may have reached the wrong caller; does the instrument speak unasked?",
                 self.config.path,
                 trio.current_time() - self._asked_at,
             )
+        self._reopened = self._routine = False
         self._asked_at = trio.current_time()
         self._until_retry.succeeded()
         self.recoveries += 1
@@ -357,10 +376,10 @@ class SerialLine:
         """Give the driver a new start. What is owed is still owed: a serial line remembers nothing of its opens."""
         _log.info("%s: is opened anew, since it does not become clean", self.config.path)
         self._reopened = True
+        self._until_retry.succeeded()
         self.note(LineEvent.HUNG_UP)
         await self._close_stream(_CLOSE_TIMEOUT)
         await self.open()
-        self.phase = "resync"
 
     def _refuse_before_retry(self) -> None:
         if (retry_in := self._until_retry.left()) > 0:

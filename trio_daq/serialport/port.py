@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
+from typing import Self
 
 import attrs
 import trio
@@ -59,7 +60,7 @@ class PortStatistics:
 class SharedSerialPort:
     r"""One serial line and the queue of those who want it.
 
-    It opens at the first `acquire` and stays open until `aclose`.
+    It opens at the first `acquire` and stays open until `aclose`, or the end of an ``async with port`` block.
 
     Args:
         config: Its settings.
@@ -67,12 +68,14 @@ class SharedSerialPort:
 
     Example::
 
-        port = SharedSerialPort(SerialPortConfig(path="/dev/ttyUSB0", baud_rate=115200))
-        async with port.acquire("v4_scpi_1", timeout=5.0) as guard:
-            reply = await guard.query(b"*IDN?")
+        async with SharedSerialPort(SerialPortConfig(path="/dev/ttyUSB0", baud_rate=115200)) as port:
+            async with port.acquire("v4_scpi_1", timeout=5.0) as guard:
+                reply = await guard.query(b"*IDN?")
     """
 
     def __init__(self, config: SerialPortConfig, open_stream: OpenStream = open_byte_stream) -> None:
+        if not isinstance(config, SerialPortConfig):
+            raise TypeError(f"a port is made of its settings, as SerialPortConfig(path={config!r})")
         self.config = config
         self._lease = Lease(config.path, config.acquire_timeout)
         self._line = SerialLine(config, open_stream)
@@ -116,7 +119,8 @@ class SharedSerialPort:
 
         Args:
             owner: Who wants it; the member's id or the task's name if omitted.
-            timeout: Seconds, None for the port's ``acquire_timeout``; 0 does not wait for another owner.
+            timeout: Seconds, None for the port's ``acquire_timeout``; 0 does not wait for another owner, and gives the
+                line itself the port's ``acquire_timeout`` to be opened and made clean.
             station: Which of the port's stations is to be talked to, if it has any.
 
         Raises:
@@ -214,6 +218,12 @@ class SharedSerialPort:
             unsolicited=self._line.unsolicited.count,
         )
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
     async def aclose(self, timeout: float = 2.0) -> None:
         """Close the port for good; whoever has it or waits for it gets `SessionClosedError`.
 
@@ -243,12 +253,16 @@ class SharedSerialPort:
             await self._make_ready(claim, station)
         if not line.greeted:
             host = SerialGuard(line, claim, Counter(), station)
+            claim.on_revoked = None  # as long as the line is being made ready, there is nothing to take back
             try:
                 with self._explaining(claim):
                     await self._in_time(claim, lambda: greet(host, line))
             except BaseException:
                 host._release(failed=True)
                 raise
+            host._settle(failed=False)
+            with self._explaining(claim):
+                await self._make_ready(claim, station)
         return SerialGuard(line, claim, self._exchanges, station)
 
     async def _make_ready(self, claim: Claim, station: str | None) -> None:
@@ -275,7 +289,9 @@ class SharedSerialPort:
             raise
 
     async def _in_time(self, claim: Claim, step: Callable[[], Awaitable[None]]) -> None:
-        with trio.move_on_at(claim.deadline):
+        # Who does not want to wait for others still needs some time for the line itself.
+        deadline = claim.deadline if claim.timeout else claim.granted_at + self.config.acquire_timeout
+        with trio.move_on_at(deadline):
             await step()
             return
         raise AcquireTimeoutError(

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Awaitable, Callable
 
 import trio
 
 from trio_daq.serialport.byte_stream import ByteStream
 from trio_daq.serialport.settings import SerialPortConfig
 from trio_daq.serialport.unsolicited import UnsolicitedLines
-from trio_daq.wire import ReceiveBuffer, SyncQuestion, SyncSequence
+from trio_daq.wire import ReceiveBuffer, SyncQuestion, SyncSequence, Trace, printable
 
 _log = logging.getLogger("trio_daq.serialport")
 
@@ -30,16 +31,12 @@ _PATIENCE = 10
 """Quiet times after which a line that still talks, or does not answer, is given up."""
 
 
+RECOVERY = "recovery"
+"""Its name as an owner in the trace."""
+
+
 class NeverCleanError(Exception):
-    """The line goes on talking, takes no bytes, or does not answer its sync query.
-
-    Attributes:
-        reopening_may_help: Whether a new connection could change that.
-    """
-
-    def __init__(self, trouble: str, *, reopening_may_help: bool) -> None:
-        super().__init__(trouble)
-        self.reopening_may_help = reopening_may_help
+    """The line goes on talking, takes no bytes, or does not answer its sync query."""
 
 
 class Recovery:
@@ -48,16 +45,18 @@ class Recovery:
     Args:
         config: Settings of the line.
         unsolicited: Takes the lines that the instrument sends by itself.
+        trace: Notes what was asked and dropped.
 
     Attributes:
         dropped: Bytes of late replies thrown away so far, over the life of the line.
     """
 
-    def __init__(self, config: SerialPortConfig, unsolicited: UnsolicitedLines) -> None:
+    def __init__(self, config: SerialPortConfig, unsolicited: UnsolicitedLines, trace: Trace) -> None:
         self.dropped = 0
         self._config = config
         self._quiet = config.quiet
         self._unsolicited = unsolicited
+        self._trace = trace
         queries = {None: config.sync_query} if not config.stations else config.stations
         self._questions: dict[str | None, SyncSequence | None] = {
             station: None if query is None else SyncSequence(query) for station, query in queries.items()
@@ -65,6 +64,7 @@ class Recovery:
         self._owing: dict[str | None, None] = {}
         self._assumed_off: set[str | None] = set()
         self._question: SyncQuestion | None = None
+        self._asked = b""
         self._asked_at = 0.0
         self._answered = 0
         self._read = ReceiveBuffer()
@@ -72,6 +72,13 @@ class Recovery:
         self._due = self._last_byte_at = -math.inf
         self._replies = 0
         self._budget = 0.0
+        self._turn = object()
+        self._last_dropped = b""
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether a part of a command, or of a question, has still to be sent."""
+        return bool(self._unsent)
 
     @property
     def can_ask(self) -> bool:
@@ -101,8 +108,9 @@ class Recovery:
         have come.
         """
         now = trio.current_time()
-        self._due = due
-        self._replies = replies
+        self._turn = object()
+        self._due = due = max(self._due, due)
+        self._replies = max(self._replies, replies)
         self._unsent += unsent
         self._question = None
         self._answered = 0
@@ -123,40 +131,52 @@ class Recovery:
             trio.BrokenResourceError: If the device hung up.
         """
         started = trio.current_time()
+        turn = self._turn = object()
+        self._last_dropped = b""
         try:
             # A cancellation can come late, so that more than the budget is spent.
             with trio.move_on_after(max(0.0, self._budget)):
-                await self._finish_write(stream)
-                for station in tuple(self._owing):
+                await self._finish_write(stream, turn)
+                while self._owing:
+                    station = next(iter(self._owing))
                     questions = self._questions[station]
                     if questions is None:
-                        await self._drain(stream)
+                        await self._drain(stream, turn)
                     else:
-                        await self._synchronise(stream, questions)
-                    del self._owing[station]
+                        await self._synchronise(stream, turn, station, questions)
+                    self._owing.pop(station, None)
+                self._due, self._replies = -math.inf, 0
                 return
         finally:
             self._budget -= trio.current_time() - started
-        raise NeverCleanError(self._trouble(), reopening_may_help=not self._unsent)
+        raise NeverCleanError(self._trouble())
 
     def _trouble(self) -> str:
         if self._unsent:
             return "it takes no bytes"
+        said = f", and says {printable(self._last_dropped, 60)!r} instead" if self._last_dropped else ""
+        patience = _PATIENCE * self._quiet
         if self.can_ask:
             station = next(iter(self._owing), None)
             who = "it" if station is None else f"its station {station!r}"
-            return f"{who} has not answered its sync query for {_PATIENCE * self._quiet:g} s"
-        return f"it has not been quiet for {self._quiet:g} s at a time"
+            asked = printable(self._asked, 60)
+            return f"{who} has not answered its sync query {asked!r} for {patience:g} s{said} (is the query right?)"
+        return f"it has not been quiet for {self._quiet:g} s at a time within {patience:g} s{said}"
 
-    async def _finish_write(self, stream: ByteStream) -> None:
+    async def _wait(self, wait: Callable[[], Awaitable[None]], turn: object) -> None:
+        await wait()
+        if self._turn is not turn:  # the line was taken from us meanwhile, and its bytes are not ours any more
+            raise trio.ClosedResourceError("another owner makes the line clean now")
+
+    async def _finish_write(self, stream: ByteStream, turn: object) -> None:
         while self._unsent:
             count = stream.write_nowait(memoryview(self._unsent))
             self._unsent = self._unsent[count:]
             self._last_byte_at = max(self._last_byte_at, trio.current_time())
             if self._unsent:
-                await stream.wait_writable()
+                await self._wait(stream.wait_writable, turn)
 
-    async def _drain(self, stream: ByteStream) -> None:
+    async def _drain(self, stream: ByteStream, turn: object) -> None:
         while True:
             # Lines that the instrument sends by itself do not count: it may send them for ever.
             self._drop(self._unsolicited.sift(stream.read_nowait()))
@@ -164,39 +184,46 @@ class Recovery:
             if left <= 0:
                 return
             with trio.move_on_after(left):
-                await stream.wait_readable()
+                await self._wait(stream.wait_readable, turn)
 
-    async def _synchronise(self, stream: ByteStream, questions: SyncSequence) -> None:
-        while self._answered < questions.needed:
+    async def _synchronise(
+        self, stream: ByteStream, turn: object, station: str | None, questions: SyncSequence
+    ) -> None:
+        while self._answered < questions.needed and station in self._owing:
             if self._question is None:
                 self._question = questions.ask()
                 self._asked_at = trio.current_time()
-                self._unsent = self._question.query + self._config.write_terminator
-            await self._finish_write(stream)
+                self._asked = self._question.query
+                self._unsent = self._asked + self._config.write_terminator
+                self._trace.note(RECOVERY, "write", self._unsent)
+            await self._finish_write(stream, turn)
             patience = self._quiet if questions.may_repeat else math.inf
-            if await self._is_answered(stream, self._question, self._asked_at + patience):
+            if await self._is_answered(stream, turn, self._question, self._asked_at + patience):
                 self._answered += 1
             self._question = None  # if it, or its answer, was lost, it is asked again, with another number
         self._answered = 0
 
-    async def _is_answered(self, stream: ByteStream, question: SyncQuestion, deadline: float) -> bool:
+    async def _is_answered(self, stream: ByteStream, turn: object, question: SyncQuestion, deadline: float) -> bool:
         """Read lines up to the answer to *question*, and return whether it came before *deadline*."""
         terminator = self._config.read_terminator
         while True:
             self._read.feed(stream.read_nowait())
             while (line := self._read.take_until(terminator)) is not None:
                 if question.is_answered_by(line[: -len(terminator)]):
+                    self._trace.note(RECOVERY, "read", line)
                     return True
                 if not self._unsolicited.claims(line):
                     self._drop(line)
             if trio.current_time() >= deadline:
                 return False
             with trio.move_on_at(deadline):
-                await stream.wait_readable()
+                await self._wait(stream.wait_readable, turn)
 
     def _drop(self, late: bytes) -> None:
         if late:
             self.dropped += len(late)
+            self._last_dropped = late
+            self._trace.note(RECOVERY, "drop", late)
             self._replies -= late.count(self._config.read_terminator)
             now = trio.current_time()
             self._last_byte_at = max(now, self._due) if self._replies > 0 else now

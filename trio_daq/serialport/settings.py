@@ -6,7 +6,8 @@ Settings are frozen and checked when they are built, so a port never meets a val
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import attrs
@@ -61,10 +62,20 @@ def _pattern(_: Any, attribute: attrs.Attribute[Any], value: bytes) -> None:
 
 
 def _as_bytes(value: Any) -> Any:
-    return value.encode("ascii") if isinstance(value, str) else value
+    if isinstance(value, str):
+        if not value.isascii():
+            raise ValueError(f"{value!r} is no ASCII text; give bytes")
+        return value.encode("ascii")
+    return value
+
+
+def _as_text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _station_names(_: Any, __: attrs.Attribute[Any], value: Mapping[str, SyncQuery]) -> None:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"stations must give each station's sync query by its name, not {value!r}")
     for name, query in value.items():
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"stations must have names, not {name!r}")
@@ -76,7 +87,29 @@ def _steps(value: Any) -> Any:
     return tuple(value) if isinstance(value, (list, tuple)) else value
 
 
-_is_bool = attrs.validators.instance_of(bool)
+def _one_of(*choices: object) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
+    def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if value not in choices:
+            raise ValueError(f"{attribute.name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
+
+    return check
+
+
+def _made_of(kind: type, example: str) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
+    def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if not isinstance(value, kind):
+            raise TypeError(f"{attribute.name} must be {example}, not {value!r}")
+
+    return check
+
+
+def _each_a_step(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if not isinstance(value, tuple) or not all(isinstance(step, Exchange) for step in value):
+        raise TypeError(f"{attribute.name} must be a list of steps, such as [Exchange(write='RST')], not {value!r}")
+
+
+_optional = attrs.validators.optional
+_is_bool = _made_of(bool, "True or False")
 
 
 @attrs.frozen(kw_only=True)
@@ -123,23 +156,24 @@ class SerialPortConfig:
         trace: Log every message to ``trio_daq.trace``. The last 200 exchanges are kept in any case.
     """
 
-    path: str = attrs.field(validator=_path)
+    path: str = attrs.field(converter=_as_text, validator=_path)
     baud_rate: int = attrs.field(default=9600, validator=positive_int)
-    data_bits: int = attrs.field(default=8, validator=attrs.validators.in_((5, 6, 7, 8)))
-    stop_bits: float = attrs.field(default=1.0, validator=attrs.validators.in_((1.0, 1.5, 2.0)))
+    data_bits: int = attrs.field(default=8, validator=_one_of(5, 6, 7, 8))
+    stop_bits: float = attrs.field(default=1.0, validator=_one_of(1.0, 1.5, 2.0))
     parity: SerialParity = attrs.field(
-        default=SerialParity.NONE, converter=_parity, validator=attrs.validators.instance_of(SerialParity)
+        default=SerialParity.NONE, converter=_parity, validator=_made_of(SerialParity, "a SerialParity, or its name")
     )
     flow_control: Literal["none", "rtscts", "dsrdtr", "xonxoff"] = attrs.field(
-        default="none", validator=attrs.validators.in_(("none", "rtscts", "dsrdtr", "xonxoff"))
+        default="none", validator=_one_of("none", "rtscts", "dsrdtr", "xonxoff")
     )
     timeout: float = attrs.field(default=1.0, validator=positive_seconds)
     acquire_timeout: float = attrs.field(default=2.0, validator=positive_seconds)
     write_terminator: bytes = attrs.field(default=b"\n", converter=_bytes, validator=_terminator)
     read_terminator: bytes = attrs.field(default=b"\n", converter=_bytes, validator=_terminator)
-    quiet_time: float | None = attrs.field(default=None, validator=positive_seconds)
+    quiet_time: float | None = attrs.field(default=None, validator=_optional(positive_seconds))
     sync_query: SyncQuery | None = attrs.field(
-        default=None, validator=attrs.validators.optional(attrs.validators.instance_of(SyncQuery))
+        default=None,
+        validator=_optional(_made_of(SyncQuery, "a SyncQuery('ECHO {nonce}', '{nonce}')")),
     )
     sync_every: float = attrs.field(default=10.0, validator=positive_seconds)
     stations: Mapping[str, SyncQuery] = attrs.field(factory=dict, validator=_station_names, hash=False)
@@ -147,25 +181,29 @@ class SerialPortConfig:
     char_delay: float = attrs.field(default=0.0, validator=_pause)
     echo: bool = attrs.field(default=False, validator=_is_bool)
     unsolicited: bytes = attrs.field(default=b"", converter=_as_bytes, validator=_pattern)
-    on_acquire: Literal["discard", "keep"] = attrs.field(
-        default="discard", validator=attrs.validators.in_(("discard", "keep"))
-    )
-    max_hold: float | None = attrs.field(default=None, validator=positive_seconds)
+    on_acquire: Literal["discard", "keep"] = attrs.field(default="discard", validator=_one_of("discard", "keep"))
+    max_hold: float | None = attrs.field(default=None, validator=_optional(positive_seconds))
     exclusive: bool = attrs.field(default=True, validator=_is_bool)
     reconnect: bool = attrs.field(default=True, validator=_is_bool)
     identify: Exchange | None = attrs.field(
-        default=None, validator=attrs.validators.optional(attrs.validators.instance_of(Exchange))
+        default=None,
+        validator=_optional(_made_of(Exchange, "an Exchange(query='*IDN?', expect='ACME,.*')")),
     )
     on_reconnect: tuple[Exchange, ...] = attrs.field(
         default=(),
         converter=_steps,
-        validator=attrs.validators.deep_iterable(attrs.validators.instance_of(Exchange)),
+        validator=_each_a_step,
     )
     trace: bool = attrs.field(default=False, validator=_is_bool)
 
     def __attrs_post_init__(self) -> None:
         if self.stations and self.sync_query is not None:
             raise ValueError("a port has either stations, each with its own sync query, or one sync_query")
+        if len(set(self.stations.values())) < len(self.stations):
+            raise ValueError("stations must each have a sync query of their own: two of them have the same")
+        for query in (self.sync_query, *self.stations.values()):
+            if query is not None and any(end in part for end, part in self._ends_in(query)):
+                raise ValueError("a sync query and its answer stand without the port's terminators: query adds them")
         if self.identify is not None and not self.identify.query:
             raise ValueError("identify must be a query, such as Exchange(query='*IDN?', expect='ACME,.*')")
 
@@ -173,3 +211,8 @@ class SerialPortConfig:
     def quiet(self) -> float:
         """Seconds of silence that make a line clean."""
         return self.timeout if self.quiet_time is None else self.quiet_time
+
+    def _ends_in(self, query: SyncQuery) -> list[tuple[bytes, bytes]]:
+        pairs = [(query.query, query.answer), *([query.other] if query.other is not None else [])]
+        ends = (self.write_terminator, self.read_terminator)
+        return [(end, part) for pair in pairs for end, part in zip(ends, pair, strict=True)]

@@ -26,10 +26,9 @@ def checked_timeout(value: float, name: str = "timeout", *, zero: bool = True) -
     return value
 
 
-def positive_seconds(_: object, attribute: Any, value: float | None) -> None:
-    """Check a field of a settings class, as an attrs validator; None stands for "not set"."""
-    if value is not None:
-        checked_timeout(value, attribute.name, zero=False)
+def positive_seconds(_: object, attribute: Any, value: float) -> None:
+    """Check that a field of a settings class is a finite time above 0, as an attrs validator."""
+    checked_timeout(value, attribute.name, zero=False)
 
 
 def positive_int(_: object, attribute: Any, value: int) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+import weakref
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
@@ -102,6 +103,7 @@ class Lease:
         self._max_hold = None if max_hold is None else checked_timeout(max_hold, "max_hold", zero=False)
         # Borrowed on behalf of a claim, never of an owner's name: the limiter refuses an equal borrower.
         self._limiter = trio.CapacityLimiter(1)
+        self._turned_away: Callable[[str], Exception] | None = None
         self._held: Claim | None = None
         self._waiting: dict[Claim, None] = {}
         self._alarm = Alarm(self._look_along_the_line)
@@ -116,7 +118,7 @@ class Lease:
         self._fast_grants = 0
         self._warned_of_timeout: set[str] = set()
         self._warned_of_name: set[str] = set()
-        self._task_of_owner: dict[str, trio.lowlevel.Task] = {}
+        self._task_of_owner: dict[str, weakref.ref[trio.lowlevel.Task]] = {}
 
     @property
     def holder(self) -> str | None:
@@ -176,7 +178,8 @@ class Lease:
         return claim.owner
 
     def turn_away(self, error_for: Callable[[str], Exception]) -> None:
-        """End every wait in line, as when the thing is gone for good; ``error_for(owner)`` is raised in each."""
+        """End every wait, now and later, by ``error_for(owner)``: the thing is gone for good."""
+        self._turned_away = error_for
         for claim in tuple(self._waiting):
             self._take_out(claim)
             trio.lowlevel.reschedule(claim.task, outcome.Error(error_for(claim.owner)))
@@ -217,6 +220,7 @@ class Lease:
             _log.debug("%s: released by %s after %.6f s", self.resource, claim.owner, now - claim.granted_at)
         self._held = None
         self._limiter.release_on_behalf_of(claim)
+        claim._let_go()
         if self.kind is not LineKind.SERIAL:
             forget_granted(claim)
         if self._waiting:
@@ -279,8 +283,9 @@ class Lease:
 
     def _note_name(self, claim: Claim) -> None:
         """Say it once when two living tasks own this under one name: their errors could not be told apart."""
-        before = self._task_of_owner.get(claim.owner)
-        self._task_of_owner[claim.owner] = claim.task
+        known = self._task_of_owner.get(claim.owner)
+        before = known() if known is not None else None
+        self._task_of_owner[claim.owner] = weakref.ref(claim.task)
         if before is not None and before.coro.cr_frame is not None and claim.owner not in self._warned_of_name:
             self._warned_of_name.add(claim.owner)
             _log.warning("%s: two tasks own it as %r; give each a name of its own", self.resource, claim.owner)
@@ -299,6 +304,7 @@ class Claim:
         depth: How many nurseries the task had open when it asked.
         warned: Whether it was said that half of the time has passed.
         revoked: Why it was taken back, if it was.
+        sent: What its holder had sent when it was taken back, as far as the holder said so.
         on_revoked: Called when it is taken back, before anybody else gets the lease.
     """
 
@@ -313,6 +319,7 @@ class Claim:
         "on_revoked",
         "owner",
         "revoked",
+        "sent",
         "task",
         "timeout",
         "warned",
@@ -329,6 +336,7 @@ class Claim:
         self.asked_at = self.granted_at = 0.0
         self.warned = False
         self.revoked: str | None = None
+        self.sent: Sent = "unknown"
         self.on_revoked: Callable[[], object] | None = None
         self._hold_alarm: Alarm | None = None
         self._scope: trio.CancelScope | None = None
@@ -370,20 +378,21 @@ class Claim:
     def release(self) -> None:
         """Give the lease to the next in line. Calling it again does nothing."""
         if self._lease._held is self:
-            if self._hold_alarm is not None:
-                self._hold_alarm.clear()
             self._lease._release(self)
 
     async def __aenter__(self) -> Self:
         # Without this look a task that is already cancelled would get the line and send.
         await trio.lowlevel.checkpoint_if_cancelled()
         lease = self._lease
+        if lease._turned_away is not None:
+            raise lease._turned_away(self.owner)
         self.task = task = trio.lowlevel.current_task()
         self.agent = current_agent() or task
         self.depth = len(task.child_nurseries)
         self.asked_at = trio.current_time()
         note_order(self)
-        if lease._task_of_owner.get(self.owner) is not task:
+        known = lease._task_of_owner.get(self.owner)
+        if known is None or known() is not task:
             lease._note_name(self)
         if _log.isEnabledFor(logging.DEBUG):
             _log.debug(
@@ -400,6 +409,13 @@ class Claim:
             self.limit_hold(lease._max_hold)
         return self
 
+    def _let_go(self) -> None:
+        # What is called back would keep this claim, and whoever it belongs to, until the garbage collector comes.
+        self.on_revoked = None
+        if self._hold_alarm is not None:
+            self._hold_alarm.clear()
+            self._hold_alarm = None
+
     def limit_hold(self, seconds: float) -> None:
         """Take the lease back after *seconds* from now, and cancel what is left of the block then."""
         self._scope = trio.CancelScope()
@@ -415,13 +431,18 @@ class Claim:
             return False
         swallowed = self._scope.__exit__(kind, error, traceback)
         if self.revoked is not None and (swallowed or error is None):
-            raise self.revocation("holding it")
+            raise self.revocation("its block")
         return swallowed
 
-    def revocation(self, action: str, sent: Sent = "unknown") -> LeaseRevokedError:
+    def revocation(self, action: str, sent: Sent | None = None) -> LeaseRevokedError:
         """Return the error of a holder that goes on after the lease was taken back."""
-        reason = self.revoked or "it was taken back"
-        return LeaseRevokedError(resource=self.resource, owner=self.owner, action=action, reason=reason, sent=sent)
+        return LeaseRevokedError(
+            resource=self.resource,
+            owner=self.owner,
+            action=action,
+            reason=self.revoked or "it was taken back",
+            sent=sent or self.sent,
+        )
 
     def _held_too_long(self, seconds: float) -> None:
         if self._lease._held is self and self._scope is not None:

@@ -29,10 +29,15 @@ def owner_name(given: str | None) -> str:
     """Return *given*, else the id of the member that runs, else the name of the task.
 
     Raises:
-        ValueError: If *given* is empty.
+        TypeError: If *given* is no text.
+        ValueError: If it is empty.
     """
     if given is None:
         return _member.get() or trio.lowlevel.current_task().name
+    name: object = given
+    if not isinstance(name, str):
+        hint = f"; did you mean timeout={name!r}?" if isinstance(name, (int, float)) else ""
+        raise TypeError(f"an owner is a name, not {name!r}{hint}")
     if not given.strip():
         raise ValueError("an owner needs a name; leave it out to use the name of the task")
     return given

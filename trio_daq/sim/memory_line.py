@@ -33,7 +33,6 @@ class MemoryControls:
         dsr: Data Set Ready, set by the instrument.
         ri: Ring Indicator, set by the instrument.
         cd: Carrier Detect, set by the instrument.
-        breaks: Seconds of each break that the program sent.
     """
 
     baudrate: int = 9600
@@ -44,11 +43,6 @@ class MemoryControls:
     dsr: bool = True
     ri: bool = False
     cd: bool = True
-    breaks: list[float] = attrs.field(factory=list)
-
-    def send_break(self, duration: float = 0.25) -> None:
-        """Note a break of *duration* seconds; it takes none."""
-        self.breaks.append(duration)
 
 
 class MemoryLine:

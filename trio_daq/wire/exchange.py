@@ -13,7 +13,11 @@ import attrs
 
 
 def _bytes(value: Any) -> Any:
-    return value.encode("ascii") if isinstance(value, str) else value
+    if isinstance(value, str):
+        if not value.isascii():
+            raise ValueError(f"{value!r} is no ASCII text; give bytes")
+        return value.encode("ascii")
+    return value
 
 
 def check_pattern(name: str, pattern: bytes) -> None:

@@ -19,7 +19,11 @@ NONCE = b"{nonce}"
 
 
 def _bytes(value: Any) -> Any:
-    return value.encode("ascii") if isinstance(value, str) else value
+    if isinstance(value, str):
+        if not value.isascii():
+            raise ValueError(f"{value!r} is no ASCII text; give bytes")
+        return value.encode("ascii")
+    return value
 
 
 def _pair(value: Any) -> Any:

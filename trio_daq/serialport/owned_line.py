@@ -51,9 +51,11 @@ class OwnedLine:
         "_claim",
         "_deadline",
         "_doubt",
+        "_dropped",
         "_due",
         "_exchanges",
         "_expired",
+        "_in_driver",
         "_interrupted",
         "_line",
         "_owed",
@@ -75,8 +77,9 @@ class OwnedLine:
         self._line = line
         self._claim = claim
         self._exchanges = exchanges
-        self._unsent = b""
+        self._unsent = self._dropped = b""
         self._wrote = self._interrupted = self._busy = self._waited = self._skipped_yield = self._expired = False
+        self._in_driver = False
         self._owed = 0
         self._doubt: LineEvent | None = None
         self._started = self._deadline = self._due = self._patience = 0.0
@@ -97,11 +100,10 @@ class OwnedLine:
         if stale and not self._owed and config.on_acquire == "discard":
             line.doubt_input()
         if line.state is not LineState.CLEAN:
-            await self._make_ready()
-        line.trace.note(self.owner, "write", data)
+            await self._within_deadline(line.make_clean, self.station)
         self._wrote = True
         if config.min_gap:
-            await self._pause_until(line.last_byte_at + config.min_gap)
+            await self._within_deadline(trio.sleep_until, line.last_byte_at + config.min_gap)
         await self._push(data, config.char_delay)
         if config.min_gap:
             line.last_byte_at = trio.current_time()
@@ -113,12 +115,14 @@ class OwnedLine:
         rest = memoryview(data)
         while rest:
             if count := self._line.stream.write_nowait(rest[:1] if char_delay else rest):
+                if len(rest) == len(data):
+                    self._line.trace.note(self.owner, "write", data)
                 rest = rest[count:]
                 if not rest:
                     break
                 self._interrupted, self.sent, self._unsent = True, "unknown", bytes(rest)
                 if char_delay:
-                    await self._pause_until(trio.current_time() + char_delay)
+                    await self._within_deadline(trio.sleep, char_delay)
                     continue
             self._waited = True
             self._refuse_if_expired()
@@ -126,18 +130,10 @@ class OwnedLine:
             self._check_alive("write")
         self._interrupted, self.sent, self._unsent = False, "yes", b""
 
-    async def _make_ready(self) -> None:
+    async def _within_deadline(self, wait: Callable[[_A], Awaitable[None]], argument: _A) -> None:
         self._waited = True
         with trio.move_on_at(self._deadline) as overtime:
-            await self._line.make_ready(self.station)
-        self._check_alive("write")
-        self._expired = self._expired or overtime.cancelled_caught
-        self._refuse_if_expired()
-
-    async def _pause_until(self, time: float) -> None:
-        self._waited = True
-        with trio.move_on_at(self._deadline) as overtime:
-            await trio.sleep_until(time)
+            await wait(argument)
         self._check_alive("write")
         self._expired = self._expired or overtime.cancelled_caught
         self._refuse_if_expired()
@@ -160,7 +156,7 @@ class OwnedLine:
         while (message := take(what)) is None:
             self._waited = True
             self._interrupted = self._wrote  # who only listens leaves nothing unfinished
-            self._due = self._started + self._patience
+            self._due = max(self._due, self._started + self._patience)
             self._refuse_if_expired()
             await stream.wait_readable()
             self._check_alive("read")  # the bytes belong to whoever owns the line now
@@ -183,16 +179,19 @@ class OwnedLine:
 
     # --- around each call --------------------------------------------------------------------------------------------
 
-    async def _bounded(self, step: Callable[[*_Ts], Awaitable[_T]], timeout: float | None, *arguments: *_Ts) -> _T:
+    async def _bounded(
+        self, operation: str, timeout: float | None, step: Callable[[*_Ts], Awaitable[_T]], *arguments: *_Ts
+    ) -> _T:
         """Run one step of an exchange under a deadline, and give its failures their names."""
         line, claim = self._line, self._claim
         seconds = line.config.timeout if timeout is None else checked_timeout(timeout)
         if not claim.alive:
-            self._check_alive(_name(step))
+            self._check_alive(operation)
         if self._busy:
             raise trio.BusyResourceError(f"{line.config.path}: another task uses this guard of {self.owner!r}")
         await trio.lowlevel.checkpoint_if_cancelled()
         self._busy, self._waited, self._expired = True, False, False
+        self._dropped = b""
         self._started = started = trio.current_time()
         self._deadline = started + seconds
         # An impatient owner does not make the instrument faster: it has the port's own time to answer in any case.
@@ -205,11 +204,9 @@ class OwnedLine:
             await line.hang_up()
             raise self._lost(str(error)) from error
         except trio.ClosedResourceError as error:
-            self._check_alive(_name(step))
-            if line.closed:
-                raise SessionClosedError(resource=line.config.path, owner=self.owner, sent=self.sent) from error
-            if not self._expired:
-                raise self._lost("it was lost earlier in this block") from error
+            self._check_alive(operation)
+            if line.closed or not self._expired:
+                raise self._gone() from error
         else:
             if not self._waited:
                 await self._yield_sometimes()
@@ -221,10 +218,11 @@ class OwnedLine:
         raise ExchangeTimeoutError(
             resource=line.config.path,
             owner=self.owner,
-            operation=f"{_name(step)}({next(map(repr, arguments), '')})",
+            operation=f"{operation}({next(map(repr, arguments), '')})",
             waited=trio.current_time() - started,
             sent=self.sent,
             received=line.buffer.peek(),
+            dropped=self._dropped,
             trace=line.trace.entries(),
         )
 
@@ -252,14 +250,16 @@ class OwnedLine:
                 self._abandon()
             else:
                 self._settle(failed=failed)
-            self._claim.on_revoked = None  # it and this guard would hold each other until the garbage collector comes
             self._claim.release()
 
     def _abandon(self) -> None:
         """Leave the line as it is, since it is being given to another, and wake whoever waits in this guard."""
+        self._claim.sent = self.sent
         self._settle(failed=True)
         self._line.alarm.clear()
         self._line.wake()
+        if self._in_driver:  # which goes on changing the line: the next owner opens it anew
+            self._line.lose()
 
     def _settle(self, *, failed: bool) -> None:
         """Tell the line in which state it is left."""
@@ -281,9 +281,10 @@ class OwnedLine:
                 raise self._claim.revocation(action, self.sent)
             raise GuardReleasedError(resource=self._line.config.path, owner=self.owner, action=action, sent=self.sent)
 
+    def _gone(self) -> LineLostError | SessionClosedError:
+        if self._line.closed:
+            return SessionClosedError(resource=self._line.config.path, owner=self.owner, sent=self.sent)
+        return self._lost("it was lost earlier in this block")
+
     def _lost(self, reason: str) -> LineLostError:
         return LineLostError(resource=self._line.config.path, owner=self.owner, reason=reason, sent=self.sent)
-
-
-def _name(step: Callable[..., object]) -> str:
-    return str(getattr(step, "__name__", step)).strip("_")

@@ -361,6 +361,20 @@ async def test_the_baud_rate_can_be_changed_on_the_open_port(device: Device) -> 
     await port.aclose()
 
 
+async def test_a_break_lasts_as_long_as_it_was_told_to(device: Device) -> None:
+    """The line is held for the time that was asked for, while other tasks go on, and a cancellation waits for its end."""
+    port = await open_port(device)
+    async with port.acquire("owner") as guard:
+        began = trio.current_time()
+        await guard.send_break(0.3)
+        assert 0.3 <= trio.current_time() - began < 1
+        with trio.move_on_after(0.05):
+            await guard.send_break(0.3)
+        assert trio.current_time() - began >= 0.6
+        assert await guard.query(b"n1") == b"re n1"
+    await port.aclose()
+
+
 async def test_released_from_another_task_in_the_middle_of_a_read(device: Device, nursery: trio.Nursery) -> None:
     """The reader gets GuardReleasedError, and the next owner reads undisturbed and gets no late reply."""
     port = await open_port(device)

@@ -237,3 +237,18 @@ async def test_plain_reader_does_not_keep_us_out(path: str) -> None:
     """A program that asks for no lock cannot hold the port."""
     with holder("plain", path):
         await acquired_after(path, limit=0)
+
+
+async def test_a_program_that_has_it_open_without_a_lock_is_named_in_the_log(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """pyserial's default locks nothing: the port is opened, and a warning says who will take replies away."""
+    with holder("plain", path) as pid:
+        async with SharedSerialPort(SerialPortConfig(path=path, quiet_time=0.01)) as port:
+            await port.open()
+        assert f"process {pid} " in caplog.text
+        assert "has it open too" in caplog.text
+    caplog.clear()
+    async with SharedSerialPort(SerialPortConfig(path=path, quiet_time=0.01)) as port:
+        await port.open()
+    assert "has it open too" not in caplog.text

@@ -154,12 +154,18 @@ def _missing(device: str) -> str:
 def _what_there_is(device: str) -> str:
     ports = sorted(port.device for port in list_ports.comports())
     known = {os.path.basename(name): name for name in (*_links_beside(device), *ports) if name != device}
-    near = difflib.get_close_matches(os.path.basename(device), known, n=1)
+    name = os.path.basename(device)
+    # ttyUSB0 is no slip of the finger for ttyS0: they are different kinds of ports.
+    near = [other for other in difflib.get_close_matches(name, known) if _kind_of_name(other) == _kind_of_name(name)]
     if near:
         return f"Did you mean {printable(known[near[0]])!r}?"
     if ports:
         return f"Found here: {', '.join(map(printable, ports))}."
     return "No serial ports were found; is it plugged in?"
+
+
+def _kind_of_name(name: str) -> str:
+    return name.rstrip("0123456789") if name.startswith(("tty", "cu", "rfcomm")) else ""
 
 
 def _links_beside(device: str) -> list[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import select
 import termios
@@ -25,6 +26,7 @@ from trio_daq.errors import HungCallError
 from trio_daq.serialport.device_path import find_device
 from trio_daq.serialport.driver import SerialDriver, call_driver, open_pyserial, wait_until_sent
 from trio_daq.serialport.exclusive import keep_others_out, refused_if_in_use
+from trio_daq.serialport.holders import port_holders
 from trio_daq.serialport.open_errors import explain_open_failure
 from trio_daq.serialport.settings import SerialPortConfig
 
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from trio_daq.serialport.byte_stream import ControlLines
 
 _T = TypeVar("_T")
+
+_log = logging.getLogger("trio_daq.serialport")
 
 _CHUNK = 4096
 """Bytes read at once: as much as a Linux tty buffers (N_TTY_BUF_SIZE)."""
@@ -173,6 +177,10 @@ def _open(config: SerialPortConfig) -> serial.Serial:
         except BaseException:
             line.close()
             raise
+        for holder in port_holders(device, besides=line.fileno()):
+            if holder.has_lock or holder.is_us:
+                continue
+            _log.warning("%s: %s has it open too, without a lock: it will take replies away", config.path, holder)
         return line
     except Exception as error:  # explained here, in the thread: it takes a look at what other processes have open
         raise explain_open_failure(config.path, error, device) from error

@@ -362,7 +362,7 @@ async def test_the_baud_rate_can_be_changed_on_the_open_port(device: Device) -> 
 
 
 async def test_a_break_lasts_as_long_as_it_was_told_to(device: Device) -> None:
-    """The line is held for the time that was asked for, while other tasks go on, and a cancellation waits for its end."""
+    """The line is held for the time that was asked for, and a cancellation waits for its end."""
     port = await open_port(device)
     async with port.acquire("owner") as guard:
         began = trio.current_time()

@@ -11,6 +11,7 @@ import trio.testing
 
 from trio_daq.errors import AcquireTimeoutError, ExchangeTimeoutError, LineUnusableError
 from trio_daq.serialport import LineState, SerialPortConfig, SharedSerialPort
+from trio_daq.testing import CancelAtStep
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="ptys are POSIX")
 
@@ -258,28 +259,8 @@ async def test_quiet_time_counts_from_the_last_byte(device: Device) -> None:
     await port.aclose()
 
 
-class CancelAtStep(trio.abc.Instrument):
-    """Cancel a scope right before or right after the n-th step of one task."""
-
-    def __init__(self, task: trio.lowlevel.Task, scope: trio.CancelScope, at: int, when: str) -> None:
-        self.steps = 0
-        self._task, self._scope, self._at, self._when = task, scope, at, when
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        self._look(task, "before")
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        self._look(task, "after")
-
-    def _look(self, task: trio.lowlevel.Task, when: str) -> None:
-        if task is self._task and when == self._when:
-            self.steps += 1
-            if self.steps == self._at:
-                self._scope.cancel()
-
-
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_cancelled_at_any_step_the_next_owner_is_right(device: Device, when: str) -> None:
+async def test_cancelled_at_any_step_the_next_owner_is_right(device: Device, when: Any) -> None:
     """Cancelled at each step of opening, waiting, resync, a long write and a reply in pieces: the next one is right."""
     device.listen.set()
     device.gap = 0.005
@@ -298,7 +279,7 @@ async def test_cancelled_at_any_step_the_next_owner_is_right(device: Device, whe
     assert set(device.lines) <= {b"f", LONG, b"own", *(b"n%d" % at for at in range(100))}
 
 
-async def _life_with_cancellation(port: SharedSerialPort, at: int, when: str, wait_in_line: bool) -> bool:
+async def _life_with_cancellation(port: SharedSerialPort, at: int, when: Any, wait_in_line: bool) -> bool:
     """Use the port and cancel at step *at*; return whether that step was reached."""
     scope = trio.CancelScope()
     finished = False
@@ -311,18 +292,13 @@ async def _life_with_cancellation(port: SharedSerialPort, at: int, when: str, wa
 
     async def owner() -> None:
         nonlocal finished
-        instrument = CancelAtStep(trio.lowlevel.current_task(), scope, at, when)
-        trio.lowlevel.add_instrument(instrument)
-        try:
-            with scope:
-                async with port.acquire("own") as guard:
-                    await guard.write_all(LONG + b"\n")
-                    assert await guard.query(b"own") == b"re own"
-                    await guard.write_all(b"own\n")
-                    assert await guard.read_until() == b"re own\n"
-                finished = True
-        finally:
-            trio.lowlevel.remove_instrument(instrument)
+        with scope, CancelAtStep(scope, at, when):
+            async with port.acquire("own") as guard:
+                await guard.write_all(LONG + b"\n")
+                assert await guard.query(b"own") == b"re own"
+                await guard.write_all(b"own\n")
+                assert await guard.read_until() == b"re own\n"
+            finished = True
 
     async with trio.open_nursery() as nursery:
         if wait_in_line:

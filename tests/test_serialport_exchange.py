@@ -413,6 +413,7 @@ async def test_the_trace_is_logged_where_it_is_asked_for(device: Device, caplog:
     """With ``trace`` each message is a log record; without, the last 200 exchanges are kept all the same."""
     port = await open_port(device, trace=True)
     caplog.set_level("INFO", "trio_daq.trace")
+    caplog.clear()
     assert await ask(port, b"n1") == b"re n1"
     said = [record.getMessage() for record in caplog.records if record.name == "trio_daq.trace"]
     assert said == [f"{device.path}: asker of b'n1' {words}" for words in ("write b'n1\\n'", "read b're n1\\n'")]

@@ -230,7 +230,7 @@ async def test_the_trace_shows_what_went_out_and_what_recovery_heard(
     autojump_clock: Any, line: MemoryLine, instrument: Instrument
 ) -> None:
     """A command that was cut before its first byte is not in it; a sync query and what came instead are."""
-    port = port_on(line, min_gap=1.0, sync_query=ECHO)
+    port = port_on(line, min_gap=1.0, sync_query=ECHO, timeout=3.0)
     assert await ask(port, b"1 0") == b"re 1"
     with trio.move_on_after(0.2):
         await ask(port, b"never 0")
@@ -327,3 +327,94 @@ async def test_a_lease_keeps_no_task_alive(autojump_clock: Any) -> None:
     await trio.sleep(10)  # its alarms are forgotten when their time has come
     gc.collect()
     assert [task() for task in tasks if task() is not None] == []
+
+
+class Echoing(Instrument):
+    """Sends each line back at once, and then does as the others."""
+
+    async def serve(self) -> None:
+        send, receive = trio.open_memory_channel[bytes](100)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.answer, receive)
+            data = b""
+            while True:
+                data += await self.line.receive()
+                while b"\n" in data:
+                    command, _, data = data.partition(b"\n")
+                    self.line.send(command + b"\n")
+                    send.send_nowait(command)
+
+    async def answer(self, commands: trio.MemoryReceiveChannel[bytes]) -> None:
+        async for command in commands:
+            number, _, delay = command.partition(b" ")
+            await trio.sleep(0.05 if number == b"ECHO" else float(delay))
+            self.line.send((delay if number == b"ECHO" else b"re " + number) + b"\n")
+
+
+@pytest.mark.parametrize("sync_query", [ECHO, None], ids=["sync", "quiet"])
+async def test_an_echoed_sync_query_is_no_answer(
+    autojump_clock: Any, line: MemoryLine, nursery: trio.Nursery, sync_query: SyncQuery | None
+) -> None:
+    """On a line that echoes, neither the sync query that comes back nor an echo ends the wait for a late reply."""
+    nursery.start_soon(Echoing(line).serve)
+    port = port_on(line, echo=True, sync_query=sync_query, timeout=2.0)
+    async with port.acquire("hasty") as guard:
+        with trio.move_on_after(0.1):
+            await guard.query(b"1 1.5")
+    for number in (b"2", b"3", b"4"):
+        assert await ask(port, number + b" 0.01") == b"re " + number
+
+
+async def test_a_part_of_a_reply_is_no_whole_one(autojump_clock: Any, line: MemoryLine, instrument: Instrument) -> None:
+    """What is read up to a terminator of the caller's own leaves a doubt, and its rest reaches nobody."""
+    port = port_on(line, sync_query=ECHO)
+    async with port.acquire("owner") as guard:
+        await guard.write_all(b"1 0.5\n")
+        line.send(b"1.0,")
+        assert await guard.read_until(b",") == b"1.0,"
+    assert port.state is LineState.SUSPECT
+    assert await ask(port, b"2 0") == b"re 2"
+
+
+async def test_recovery_keeps_the_pace_of_the_instrument(
+    autojump_clock: Any, line: MemoryLine, instrument: Instrument
+) -> None:
+    """With ``char_delay`` and ``min_gap`` the sync query goes out as slowly as a command, and the next one waits."""
+    port = port_on(line, sync_query=ECHO, char_delay=0.01, min_gap=0.2)
+    began = trio.current_time()
+    assert await ask(port, b"1 0") == b"re 1"
+    assert trio.current_time() - began >= 0.2 + 0.01 * len(b"ECHO s1") + 0.2
+    assert len(instrument.heard) == 2
+
+
+async def test_a_station_assumed_off_before_the_line_is_opened(
+    autojump_clock: Any, line: MemoryLine, instrument: Instrument
+) -> None:
+    """It is not asked when the line is opened, nor when it comes back, but before it is talked to."""
+    stations = {name: SyncQuery(f"{name} ECHO {{nonce}}", f"{name} {{nonce}}") for name in "ab"}
+    port = port_on(line, stations=stations)
+    port.assume_off("b")
+    for number in range(2):
+        async with port.acquire("owner", station="a") as guard:
+            assert await guard.query(b"a 0") == b"re a"
+        assert not any(command.startswith(b"b ") for command in instrument.heard), number
+        line.unplug()
+        line.plug()
+    async with port.acquire("owner", station="b") as guard:
+        assert await guard.query(b"b 0") == b"re b"
+    assert instrument.heard[-1] == b"b 0"
+    assert any(command.startswith(b"b ECHO") for command in instrument.heard[-3:-1])
+
+
+async def test_a_call_that_was_refused_has_sent_nothing(
+    autojump_clock: Any, line: MemoryLine, instrument: Instrument
+) -> None:
+    """After a command that went out, the next call of a guard that is dead says ``sent = "no"`` for its own."""
+    port = port_on(line)
+    async with port.acquire("owner") as guard:
+        assert await guard.query(b"1 0") == b"re 1"
+        port.revoke("test")
+        with pytest.raises(LeaseRevokedError) as caught:
+            await guard.query(b"2 0")
+    assert caught.value.sent == "no"
+    assert instrument.heard == [b"1 0"]

@@ -193,7 +193,7 @@ class SerialGuard(OwnedLine):
         while True:
             message = await self._take(self._line.buffer.take_until, terminator)
             if not self._line.unsolicited.claims(message):
-                self._answered()
+                self._answered_if_whole(message)  # with a terminator of the caller's own it may be a part
                 return message
 
     async def _ask_driver(self, action: str, work: Callable[[ControlLines], _T]) -> _T:

@@ -367,7 +367,7 @@ class SerialLine:
                 trio.current_time() - self._asked_at,
             )
         self._reopened = self._routine = False
-        self._asked_at = trio.current_time()
+        self._asked_at = self.last_byte_at = trio.current_time()
         self._until_retry.succeeded()
         self.recoveries += 1
         self.note(LineEvent.RECOVERED)

@@ -37,6 +37,9 @@ _JUST_NOW = 0.0005
 told from one that comes right after the command."""
 
 
+_SENDING = ("query", "write_all", "write_only")
+
+
 class OwnedLine:
     """A line in the hands of one owner: writing on it, reading from it, and leaving it in a state that is known.
 
@@ -186,6 +189,8 @@ class OwnedLine:
         line, claim = self._line, self._claim
         seconds = line.config.timeout if timeout is None else checked_timeout(timeout)
         if not claim.alive:
+            if operation in _SENDING:
+                self.sent = "no"  # the command of this call, whatever became of the one before
             self._check_alive(operation)
         if self._busy:
             raise trio.BusyResourceError(f"{line.config.path}: another task uses this guard of {self.owner!r}")

@@ -14,6 +14,7 @@ Invariant: ``_owing`` holds the stations whose reply may still come; a line with
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Awaitable, Callable
@@ -86,9 +87,12 @@ class Recovery:
         return None not in self._questions.values()
 
     def owe(self, station: str | None) -> None:
-        """Note that a reply of *station* may still come. On a bus None stands for any of them."""
-        self._owing.update(dict.fromkeys((station,) if station in self._questions else self._questions))
-        self._assumed_off.difference_update(self._owing)
+        """Note that a reply of *station* may still come. On a bus None stands for all that are not assumed off."""
+        if station in self._questions:
+            self._assumed_off.discard(station)
+            self._owing[station] = None
+        else:
+            self._owing.update(dict.fromkeys(other for other in self._questions if other not in self._assumed_off))
 
     def assume_off(self, station: str) -> None:
         """Take it that *station* is switched off and owes nothing; it is asked again before it is used again."""
@@ -110,7 +114,8 @@ class Recovery:
         now = trio.current_time()
         self._turn = object()
         self._due = due = max(self._due, due)
-        self._replies = max(self._replies, replies)
+        # An instrument that echoes sends two lines for each command.
+        self._replies = max(self._replies, 2 * replies if self._config.echo else replies)
         self._unsent += unsent
         self._question = None
         self._answered = 0
@@ -169,11 +174,14 @@ class Recovery:
             raise trio.ClosedResourceError("another owner makes the line clean now")
 
     async def _finish_write(self, stream: ByteStream, turn: object) -> None:
+        pause = self._config.char_delay
         while self._unsent:
-            count = stream.write_nowait(memoryview(self._unsent))
+            count = stream.write_nowait(memoryview(self._unsent)[: 1 if pause else None])
             self._unsent = self._unsent[count:]
             self._last_byte_at = max(self._last_byte_at, trio.current_time())
-            if self._unsent:
+            if count and pause:
+                await self._wait(functools.partial(trio.sleep, pause), turn)
+            elif self._unsent:
                 await self._wait(stream.wait_writable, turn)
 
     async def _drain(self, stream: ByteStream, turn: object) -> None:
@@ -191,6 +199,8 @@ class Recovery:
     ) -> None:
         while self._answered < questions.needed and station in self._owing:
             if self._question is None:
+                if self._config.min_gap:
+                    await self._wait(functools.partial(trio.sleep, self._config.min_gap), turn)
                 self._question = questions.ask()
                 self._asked_at = trio.current_time()
                 self._asked = self._question.query

@@ -88,8 +88,11 @@ class SyncQuestion:
     answer: bytes
 
     def is_answered_by(self, line: bytes) -> bool:
-        """Return whether *line*, without its terminator, is the answer, perhaps with noise in front of it."""
-        return line.endswith(self.answer)
+        """Return whether *line*, without its terminator, is the answer, perhaps with noise in front of it.
+
+        The question itself, sent back by an instrument that echoes, is no answer, though it may end like one.
+        """
+        return line.endswith(self.answer) and (not line.endswith(self.query) or self.answer.endswith(self.query))
 
 
 class SyncSequence:

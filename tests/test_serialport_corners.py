@@ -418,3 +418,24 @@ async def test_a_call_that_was_refused_has_sent_nothing(
             await guard.query(b"2 0")
     assert caught.value.sent == "no"
     assert instrument.heard == [b"1 0"]
+
+
+@pytest.mark.parametrize("latency", [0.3, 0.51, 0.9])
+async def test_an_instrument_that_is_slower_than_the_quiet_time(
+    autojump_clock: Any, line: MemoryLine, nursery: trio.Nursery, latency: float
+) -> None:
+    """Whose every answer takes longer than the sync query is first awaited is made clean all the same."""
+
+    async def serve() -> None:
+        data = b""
+        while True:
+            data += await line.receive()
+            while b"\n" in data:
+                command, _, data = data.partition(b"\n")
+                await trio.sleep(latency)
+                line.send((command[5:] if command.startswith(b"ECHO ") else b"re " + command) + b"\n")
+
+    nursery.start_soon(serve)
+    port = port_on(line, sync_query=ECHO, timeout=3.0)
+    assert await ask(port, b"A", timeout=30) == b"re A"
+    assert await ask(port, b"B", timeout=30) == b"re B"

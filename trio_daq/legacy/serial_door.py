@@ -157,11 +157,16 @@ class SerialSequence:
     def _acquire(self, owner: str, timeout: float | None, station: str | None) -> None:
         patience = self._port.config.acquire_timeout if timeout is None else checked_timeout(timeout)
         hold = functools.partial(self._hold, owner, timeout, station)
-        self._host.post(self._port.path, hold, patience, sent="no")
+        try:
+            self._host.post(self._port.path, hold, patience, sent="no")
+        except BaseException:  # the thread's own, which came though the port may have been granted
+            self._host.tell(self._leaving.set)
+            raise
 
     def _release(self, failed: bool) -> None:
-        self._released, self._failed = True, failed
+        self._failed = failed
         self._host.tell(self._leaving.set)
+        self._released = True
         # A closed door has released the port already, and must not replace the exception of the thread's block.
         with contextlib.suppress(DoorClosedError):
             self._host.post(self._port.path, self._wait_left, patience=0.0)

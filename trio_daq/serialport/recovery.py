@@ -67,7 +67,7 @@ class Recovery:
         self._question: SyncQuestion | None = None
         self._asked = b""
         self._asked_at = 0.0
-        self._answered = 0
+        self._answered = self._repeats = 0
         self._read = ReceiveBuffer()
         self._unsent = b""
         self._due = self._last_byte_at = -math.inf
@@ -118,7 +118,7 @@ class Recovery:
         self._replies = max(self._replies, 2 * replies if self._config.echo else replies)
         self._unsent += unsent
         self._question = None
-        self._answered = 0
+        self._answered = self._repeats = 0
         self._read.clear()
         self._last_byte_at = max(now, due)
         self._budget = _PATIENCE * self._quiet * max(1, len(self._owing)) + self._last_byte_at - now
@@ -207,9 +207,13 @@ class Recovery:
                 self._unsent = self._asked + self._config.write_terminator
                 self._trace.note(RECOVERY, "write", self._unsent)
             await self._finish_write(stream, turn)
-            patience = self._quiet if questions.may_repeat else math.inf
+            # Longer each time: an instrument that is a little slower than this would otherwise never be waited for.
+            patience = self._quiet * 2**self._repeats if questions.may_repeat else math.inf
             if await self._is_answered(stream, turn, self._question, self._asked_at + patience):
                 self._answered += 1
+                self._repeats = 0
+            else:
+                self._repeats += 1
             self._question = None  # if it, or its answer, was lost, it is asked again, with another number
         self._answered = 0
 

@@ -53,6 +53,7 @@ class ThreadByteStream:
         self._driver = driver
         self._trio = trio.lowlevel.current_trio_token()
         self._readable, self._writable = Bell(), Bell()
+        self._wakes = 0
         self._changed = threading.Condition()  # for all that follows, which the threads share with Trio's
         self._inbound, self._outbound = bytearray(), bytearray()
         self._lost = ""
@@ -90,6 +91,7 @@ class ThreadByteStream:
 
     def wake(self) -> None:
         """Wake whoever waits here, with `trio.ClosedResourceError`. The line stays open."""
+        self._wakes += 1
         for bell in (self._readable, self._writable):
             bell.refuse(trio.ClosedResourceError("woken"))
 
@@ -114,8 +116,11 @@ class ThreadByteStream:
         if self._over() or ready():
             await trio.lowlevel.checkpoint()
         # A ring comes through Trio's queue, so it can be for bytes that were read meanwhile.
+        wakes = self._wakes
         while not (self._over() or ready()):
             await bell.wait()
+            if self._wakes != wakes:  # it came in the turn of a ring, when nobody seemed to wait
+                raise trio.ClosedResourceError("woken")
         if self._closed or not ready():
             self._refuse_if_over()
 

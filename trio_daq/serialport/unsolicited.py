@@ -11,8 +11,6 @@ from contextlib import contextmanager
 
 import trio
 
-from trio_daq.wire import ReceiveBuffer
-
 
 class UnsolicitedLines:
     """The side channel of one port.
@@ -63,9 +61,6 @@ class UnsolicitedLines:
         """Return *data* without the whole lines that are such."""
         if self._pattern is None or not data:
             return data
-        buffer, rest = ReceiveBuffer(), b""
-        buffer.feed(data)
-        while (message := buffer.take_until(self._terminator)) is not None:
-            if not self.claims(message):
-                rest += message
-        return rest + buffer.peek()
+        *lines, tail = data.split(self._terminator)
+        messages = (line + self._terminator for line in lines)
+        return b"".join(message for message in messages if not self.claims(message)) + tail

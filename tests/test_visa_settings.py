@@ -12,16 +12,25 @@ RESOURCE = "TCPIP0::192.168.1.100::INSTR"
 
 
 def test_defaults_are_those_of_the_documentation() -> None:
-    """Only the resource must be given: 2 s, pyvisa-py, SCPI, line feeds, 100 places."""
-    assert attrs.asdict(VisaSessionConfig(resource=RESOURCE)) == {
+    """Only the resource must be given: 2 s, pyvisa-py, SCPI, line feeds, 100 places of each priority."""
+    settings = attrs.asdict(VisaSessionConfig(resource=RESOURCE))
+    assert {name: value for name, value in settings.items() if value not in (None, ())} == {
         "resource": RESOURCE,
         "timeout": 2.0,
         "backend": "@py",
-        "transport": "pyvisa",
+        "transport": "auto",
         "dialect": "scpi",
         "write_termination": "\n",
         "read_termination": "\n",
         "queue_size": 100,
+        "queue_warning": 10,
+        "max_block": 67_108_864,
+        "check_errors": "never",
+        "error_query": "SYST:ERR?",
+        "resync_timeout": 2.0,
+        "reopen": True,
+        "reconnect": True,
+        "trace": False,
     }
 
 
@@ -38,8 +47,8 @@ def test_defaults_are_those_of_the_documentation() -> None:
         ("timeout", "2"),
         ("backend", ""),
         ("backend", None),
-        ("transport", "native"),
-        ("dialect", "tsp"),
+        ("transport", "native"),  # it is no SOCKET resource
+        ("transport", "raw"),
         ("write_termination", ""),
         ("read_termination", b"\n"),
         ("queue_size", 0),

@@ -16,13 +16,12 @@ from typing import Literal, TypeAlias
 import trio
 
 from trio_daq.errors import LineOpenError, LineUnusableError
-from trio_daq.serialport.backoff import Backoff
 from trio_daq.serialport.byte_stream import ByteStream
 from trio_daq.serialport.recovery import NeverCleanError, Recovery
 from trio_daq.serialport.settings import SerialPortConfig
 from trio_daq.serialport.state import LineEvent, LineState, after
 from trio_daq.serialport.unsolicited import UnsolicitedLines
-from trio_daq.sharing import Alarm
+from trio_daq.sharing import Alarm, Backoff
 from trio_daq.wire import ReceiveBuffer, Trace, printable
 
 OpenStream: TypeAlias = Callable[[SerialPortConfig], Awaitable[ByteStream]]

@@ -1,6 +1,7 @@
 """Exclusive use of one thing: who has it, who waits, for how long. Knows no hardware."""
 
 from trio_daq.sharing.alarms import Alarm
+from trio_daq.sharing.backoff import Backoff
 from trio_daq.sharing.bell import Bell
 from trio_daq.sharing.deadlines import checked_timeout, positive_int, positive_seconds
 from trio_daq.sharing.lease import Claim, Lease, LeaseStatistics
@@ -13,6 +14,7 @@ from trio_daq.sharing.worker_thread import WorkerThread
 __all__ = [
     "Acquirable",
     "Alarm",
+    "Backoff",
     "Bell",
     "Claim",
     "Lease",

@@ -1,7 +1,17 @@
 """One queue for each VISA instrument, and one worker that talks to it."""
 
+from trio_daq.visa.pending import PendingReply
 from trio_daq.visa.resource_name import canonical_resource
-from trio_daq.visa.session import SessionStatistics, VisaSessionManager
+from trio_daq.visa.session import VisaSessionManager
 from trio_daq.visa.settings import VisaSessionConfig
+from trio_daq.visa.statistics import SessionStatistics
+from trio_daq.visa.transaction import Transaction
 
-__all__ = ["SessionStatistics", "VisaSessionConfig", "VisaSessionManager", "canonical_resource"]
+__all__ = [
+    "PendingReply",
+    "SessionStatistics",
+    "Transaction",
+    "VisaSessionConfig",
+    "VisaSessionManager",
+    "canonical_resource",
+]

@@ -33,6 +33,7 @@ class Lane:
     Attributes:
         links: The resources of the lane.
         demands: Orders that do not stand in line: to open a link, or to open it again.
+        duty: Held by the session whose task works for the lane.
     """
 
     def __init__(self, name: str, max_open: int | None) -> None:
@@ -40,7 +41,7 @@ class Lane:
         self.max_open = max_open
         self.links: list[VisaLink] = []
         self.demands: deque[Order] = deque()
-        self._duty = trio.Lock()
+        self.duty = trio.Lock()
         self._ring, self._bell = trio.open_memory_channel[None](1)
         self._is_idle = False
         self._bypassed: dict[Priority, int] = dict.fromkeys(PRIORITIES, 0)
@@ -52,18 +53,17 @@ class Lane:
             self._ring.send_nowait(None)
 
     async def work(self, is_over: Callable[[], bool]) -> None:
-        """Wait until nobody else is on duty, then serve the lane until *is_over*, which `ring` makes it ask."""
-        async with self._duty:
-            while not is_over():
-                if not await self._take_a_turn():
-                    await self._wait()
+        """Serve the lane until *is_over*, which `ring` makes it ask. For whoever is on duty."""
+        while not is_over():
+            if not await self._take_a_turn():
+                await self._wait()
 
     async def _take_a_turn(self) -> bool:
         """Do one thing; return whether there was any."""
         if self.demands:
-            order = self.demands.popleft()
-            await self._make_room_for(order.link)
-            await order.link.serve(order)
+            demand = self.demands.popleft()
+            await self._make_room_for(demand.link)
+            await demand.link.serve(demand)
             return True
         for link in self.links:
             if link.next_try() == 0 and self._has_room_for(link):

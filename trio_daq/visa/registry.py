@@ -8,6 +8,7 @@ from __future__ import annotations
 import attrs
 import trio
 
+from trio_daq.errors import LineOpenError
 from trio_daq.visa.lane import Lane
 from trio_daq.visa.link import VisaLink
 from trio_daq.visa.resource_name import canonical_resource
@@ -31,10 +32,14 @@ def join(config: VisaSessionConfig) -> tuple[Lane, VisaLink]:
     """Return the lane and the link of a resource, which others may use too. To be ended by `leave`.
 
     Raises:
+        LineOpenError: If there can be no such resource.
         ValueError: If the resource is in use with other settings, or its bus with another ``max_open``.
     """
     entries = _entries()
-    resource = canonical_resource(config.resource)
+    try:
+        resource = canonical_resource(config.resource)
+    except ValueError as error:
+        raise LineOpenError(resource=config.resource, reason=str(error)) from error
     entry = entries.get(resource)
     if entry is None:
         lane = _lane_of(entries, config, _bus_name(resource, config))

@@ -63,7 +63,7 @@ class VisaSessionManager(CommandVerbs):
         self._ended = trio.Event()
         self._worker_ended = trio.Event()
         self._work_scope = trio.CancelScope(shield=True)
-        self._on_duty = False
+        self._is_on_duty = False
         self._service: ServiceNursery | None = None
         self._has_warned = False
 
@@ -280,7 +280,9 @@ class VisaSessionManager(CommandVerbs):
         try:
             # Shielded, so that a cancelled block still closes in order; `_close` ends it.
             with self._work_scope:
-                await self._lane.work(lambda: self._is_closing)
+                async with self._lane.duty:
+                    self._is_on_duty = True
+                    await self._lane.work(lambda: self._is_closing)
         finally:
             self._worker_ended.set()
 
@@ -304,12 +306,12 @@ class VisaSessionManager(CommandVerbs):
                     while link.is_busy:
                         await link.rest.park()
                 await link.disconnect(abort=False)
-            lane.ring()
-            with trio.move_on_at(max(deadline, trio.current_time() + 0.01)):
-                await self._worker_ended.wait()
+            if self._is_on_duty:  # it may be at another session's command just now
+                lane.ring()
+                with trio.move_on_at(deadline):
+                    await self._worker_ended.wait()
             self._work_scope.cancel()
             await self._worker_ended.wait()
-            lane.ring()
             self._ended.set()
 
     async def _wait_for_mine(self, link: VisaLink, deadline: float) -> None:

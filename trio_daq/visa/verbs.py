@@ -69,7 +69,7 @@ class CommandVerbs(ABC):
         Raises:
             DaqError: As all verbs do; ReplyError if the reply is not ASCII.
         """
-        text = str(command)
+        text = _text(command)
         kind: ReplyKind = "message" if self._is_answered(text) else "nothing"
         return (await self._run([text], [kind], timeout, owner, priority))[0]
 
@@ -94,7 +94,7 @@ class CommandVerbs(ABC):
         Raises:
             DaqError: As all verbs do; ReplyError if the reply is not ASCII.
         """
-        return (await self._run([str(command)], ["message"], timeout, owner, priority, raw=raw))[0]
+        return (await self._run([_text(command)], ["message"], timeout, owner, priority, raw=raw))[0]
 
     async def write(
         self,
@@ -106,7 +106,7 @@ class CommandVerbs(ABC):
         raw: bool = False,
     ) -> None:
         """Queue *command*, expect no reply, and return when it was written. Arguments and errors as for `query`."""
-        await self._run([str(command)], ["nothing"], timeout, owner, priority, raw=raw)
+        await self._run([_text(command)], ["nothing"], timeout, owner, priority, raw=raw)
 
     async def query_block(
         self,
@@ -130,7 +130,7 @@ class CommandVerbs(ABC):
         Raises:
             DaqError: As all verbs do; ReplyError if the reply is no block, or larger than ``max_block``.
         """
-        text = str(command)
+        text = _text(command)
         order = self._order([text], ["block"], timeout, owner, priority, progress=progress)
         return (await self._carry_out(order))[0]
 
@@ -162,7 +162,7 @@ class CommandVerbs(ABC):
         Raises:
             DaqError: As all verbs do; ReplyError if the reply does not hold such numbers.
         """
-        text, name = str(command), self._owner(owner)
+        text, name = _text(command), self._owner(owner)
         reply: str | bytes
         try:
             if datatype == "ascii":
@@ -195,7 +195,7 @@ class CommandVerbs(ABC):
         Raises:
             DaqError: As all verbs do, naming the command at which it ended; those before it were carried out.
         """
-        texts = [str(command) for command in commands]
+        texts = [_text(command) for command in commands]
         if not texts:
             raise ValueError("a batch has at least one command")
         kinds: list[ReplyKind] = ["message" if self._is_answered(text) else "nothing" for text in texts]
@@ -213,7 +213,7 @@ class CommandVerbs(ABC):
             QueueFullError: If there is no place.
             DaqError: If the session is closed or its connection unusable.
         """
-        text = str(command)
+        text = _text(command)
         kind: ReplyKind = "message" if self._is_answered(text) else "nothing"
         order = self._order([text], [kind], timeout, owner, priority)
         self._put(order, wait=False)
@@ -360,3 +360,9 @@ class CommandVerbs(ABC):
         return ReplyError(resource=self.resource, owner=owner, command=command, reply=reply, expected=expected)
 
 
+
+
+def _text(command: Text) -> str:
+    if not isinstance(command, (str, Command)):
+        raise TypeError(f"a command is text or a Command, not {command!r}")
+    return str(command)

@@ -10,7 +10,6 @@ Invariant: a command has the units, headers and strings that its template has wi
 from __future__ import annotations
 
 import enum
-import math
 import re
 import string
 from decimal import Decimal
@@ -154,12 +153,12 @@ def _written(value: object) -> str:
 
 def _decimal(value: Decimal | Real) -> str:
     try:
-        number = value if isinstance(value, Decimal) else float(value)
+        number = value if isinstance(value, Decimal) else Decimal(repr(float(value)))
     except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
+        number = Decimal("inf")
+    if not number.is_finite():
         raise ValueError(
             f"{value!r} has no decimal form; SCPI-99 §7.2.1.4 and 5 write infinity as 9.9E37 and not-a-number as "
             "9.91E37: give that, or a word such as MAX, if it is meant"
         )
-    return str(number).upper()
+    return str(number)

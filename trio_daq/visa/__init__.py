@@ -6,11 +6,29 @@ from trio_daq.visa.session import VisaSessionManager
 from trio_daq.visa.settings import VisaSessionConfig
 from trio_daq.visa.statistics import SessionStatistics
 from trio_daq.visa.transaction import Transaction
+from trio_daq.visa.transport import (
+    BlockError,
+    ConnectionLostError,
+    Progress,
+    Request,
+    Transport,
+    TransportError,
+    TransportTimeoutError,
+    UnaskedInputError,
+)
 
 __all__ = [
+    "BlockError",
+    "ConnectionLostError",
     "PendingReply",
+    "Progress",
+    "Request",
     "SessionStatistics",
     "Transaction",
+    "Transport",
+    "TransportError",
+    "TransportTimeoutError",
+    "UnaskedInputError",
     "VisaSessionConfig",
     "VisaSessionManager",
     "canonical_resource",

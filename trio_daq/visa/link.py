@@ -30,6 +30,7 @@ from trio_daq.errors import (
 )
 from trio_daq.sharing import Backoff, Lease, LineKind
 from trio_daq.visa.error_queue import InstrumentErrors, NoErrorReplyError, read_error_queue
+from trio_daq.visa.opening import MakeTransport
 from trio_daq.visa.order import Order, Replies
 from trio_daq.visa.queue import CommandQueue
 from trio_daq.visa.resync import Resync, is_cleared_at_opening, resyncs_by
@@ -67,6 +68,7 @@ class VisaLink:
         resource: Its name, as errors and logs show it.
         canonical: Its one full name.
         config: Settings, those of the session that was first.
+        make_transport: Makes a connection that is not open yet.
 
     Attributes:
         transport: The connection, if there is one.
@@ -83,7 +85,7 @@ class VisaLink:
         rest: Where one waits until it is not.
     """
 
-    def __init__(self, resource: str, canonical: str, config: VisaSessionConfig) -> None:
+    def __init__(self, resource: str, canonical: str, config: VisaSessionConfig, make_transport: MakeTransport) -> None:
         self.resource = resource
         self.canonical = canonical
         self.config = config
@@ -101,6 +103,7 @@ class VisaLink:
         self.instrument_errors: InstrumentErrors = []
         self.is_busy = False
         self.rest = trio.lowlevel.ParkingLot()
+        self._make_transport = make_transport
         self._backoff = Backoff(_FIRST_PAUSE, _LAST_PAUSE)
         self._resync = Resync(canonical, config, self.trace)
         self._scope = trio.CancelScope()
@@ -224,7 +227,7 @@ class VisaLink:
             LineOpenError: If that fails; then it is closed.
             LineUnusableError: If what the instrument still has to say cannot be got rid of.
         """
-        transport = _make_transport(self.config)
+        transport = self._make_transport(self.config)
         self._unanswered = "opening"
         try:
             await transport.open(self.config.timeout)
@@ -444,13 +447,3 @@ class VisaLink:
         self.instrument_errors = errors
         for code, text in errors:
             _log.warning("%s: in the error queue after %s: %d %s", self.resource, occasion, code, text)
-
-
-def _make_transport(config: VisaSessionConfig) -> Transport:
-    if config.is_native:
-        from trio_daq.visa.native_transport import NativeTransport
-
-        return NativeTransport(config)
-    from trio_daq.visa.pyvisa_transport import PyvisaTransport  # late: a lab may do without PyVISA's threads
-
-    return PyvisaTransport(config)

@@ -173,7 +173,9 @@ class Order:
         """End it, since its caller has left. What is in flight is finished by the worker, and its reply dropped."""
         if self.result is None:
             in_flight = self._transport is not None
-            self.fail(CommandCancelledError(resource=self.resource, command=self.text, owner=self.owner, sent=self.sent))
+            self.fail(
+                CommandCancelledError(resource=self.resource, command=self.text, owner=self.owner, sent=self.sent)
+            )
             if in_flight:
                 self.link.hurry()
 

@@ -11,6 +11,7 @@ import trio
 from trio_daq.errors import LineOpenError
 from trio_daq.visa.lane import Lane
 from trio_daq.visa.link import VisaLink
+from trio_daq.visa.opening import MakeTransport
 from trio_daq.visa.resource_name import canonical_resource
 from trio_daq.visa.settings import VisaSessionConfig
 
@@ -28,7 +29,7 @@ class _Entry:
 _entries_of_this_run: trio.lowlevel.RunVar[dict[str, _Entry]] = trio.lowlevel.RunVar("trio_daq_visa_links")
 
 
-def join(config: VisaSessionConfig) -> tuple[Lane, VisaLink]:
+def join(config: VisaSessionConfig, make_transport: MakeTransport) -> tuple[Lane, VisaLink]:
     """Return the lane and the link of a resource, which others may use too. To be ended by `leave`.
 
     Raises:
@@ -43,7 +44,7 @@ def join(config: VisaSessionConfig) -> tuple[Lane, VisaLink]:
     entry = entries.get(resource)
     if entry is None:
         lane = _lane_of(entries, config, _bus_name(resource, config))
-        entry = entries[resource] = _Entry(lane, VisaLink(config.resource, resource, config))
+        entry = entries[resource] = _Entry(lane, VisaLink(config.resource, resource, config, make_transport))
         lane.links.append(entry.link)
     else:
         _check_alike(entry.link.config, config)

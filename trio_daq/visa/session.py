@@ -21,6 +21,7 @@ from trio_daq.errors import SessionClosedError
 from trio_daq.sharing import LineKind, ServiceNursery, checked_timeout, owner_name
 from trio_daq.visa.lane import Lane
 from trio_daq.visa.link import CLOSE_TIMEOUT, VisaLink
+from trio_daq.visa.opening import MakeTransport, make_transport
 from trio_daq.visa.order import Order, Priority, Replies
 from trio_daq.visa.registry import join, leave
 from trio_daq.visa.resource_name import canonical_resource
@@ -46,6 +47,7 @@ class VisaSessionManager(CommandVerbs):
     Args:
         config: Its settings, or just the VISA resource name.
         timeout: Overrides the settings: seconds for each command that names no deadline.
+        make_transport: Makes the connection, which is not open yet; by default the one that the settings ask for.
 
     Example::
 
@@ -53,9 +55,15 @@ class VisaSessionManager(CommandVerbs):
             print(await dmm.enqueue_command("*IDN?", owner="v2_logger"))
     """
 
-    def __init__(self, config: VisaSessionConfig | str, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        config: VisaSessionConfig | str,
+        timeout: float | None = None,
+        make_transport: MakeTransport = make_transport,
+    ) -> None:
         settings = VisaSessionConfig(resource=config) if isinstance(config, str) else config
         self.config = settings if timeout is None else attrs.evolve(settings, timeout=timeout)
+        self._make_transport = make_transport
         self._lane: Lane | None = None
         self._link: VisaLink | None = None
         self._is_open = self._is_stopping = self._is_closing = False
@@ -253,7 +261,7 @@ class VisaSessionManager(CommandVerbs):
     def _join(self) -> None:
         if self._link is not None or self._is_stopping:
             raise SessionClosedError(resource=self.resource, owner=owner_name(None))
-        self._lane, self._link = join(self.config)
+        self._lane, self._link = join(self.config, self._make_transport)
 
     async def _open(self) -> None:
         """Have the worker, whosever it is, open the connection unless it is open already."""
@@ -371,5 +379,3 @@ class VisaSessionManager(CommandVerbs):
         return Order(
             link, requests, texts, owner, timeout, priority, work=link.carry_out, patron=self, progress=progress
         )
-
-

@@ -17,7 +17,7 @@ from trio_daq.visa.pending import PendingReply
 from trio_daq.visa.queue import PRIORITIES
 from trio_daq.visa.settings import VisaSessionConfig
 from trio_daq.visa.transport import Progress, ReplyKind, Request
-from trio_daq.wire import Command, Values, parse_values, reply_rule, unpack_values
+from trio_daq.wire import Command, parse_values, reply_rule, unpack_values
 
 Text = str | Command
 """One program message, without its termination."""
@@ -143,7 +143,7 @@ class CommandVerbs(ABC):
         *,
         datatype: str = "ascii",
         big_endian: bool = False,
-    ) -> Values:
+    ) -> Sequence[float]:
         """Queue *command* and return the numbers of its reply.
 
         Args:
@@ -358,8 +358,6 @@ class CommandVerbs(ABC):
 
     def _reply_error(self, command: str, owner: str, reply: bytes | str, expected: str) -> ReplyError:
         return ReplyError(resource=self.resource, owner=owner, command=command, reply=reply, expected=expected)
-
-
 
 
 def _text(command: Text) -> str:

@@ -16,9 +16,9 @@ sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != _HERE] + 
 import trio  # noqa: E402
 
 from benchmarks import serial_contestants as others  # noqa: E402
-from benchmarks.instrument import QUERY, instrument, language  # noqa: E402
-from benchmarks.interleaved import Block, Row, Stopwatch, compare  # noqa: E402
-from benchmarks.serial_contestants import repeated  # noqa: E402
+from benchmarks.instrument import QUERY, instrument  # noqa: E402
+from benchmarks.interleaved import Block, Row, Stopwatch, compare, repeated  # noqa: E402
+from benchmarks.programs import language  # noqa: E402
 from benchmarks.where_it_goes import print_profile  # noqa: E402
 from trio_daq import SerialPortConfig, SharedSerialPort  # noqa: E402
 from trio_daq.sharing import Lease  # noqa: E402

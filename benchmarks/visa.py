@@ -1,7 +1,7 @@
 """What a command through the queue of a VISA session costs, beside PyVISA, bare sockets, plain Trio and scpipy.
 
-Run it as ``nox -s bench`` or ``python benchmarks/visa.py``; ``--quick`` takes 20 s, ``--profile`` says where the time of
-a query goes.
+Run it as ``nox -s bench`` or ``python benchmarks/visa.py``; ``--quick`` takes 20 s, ``--profile`` says where the
+time of a query goes.
 """
 
 import argparse

@@ -73,6 +73,7 @@ class Row:
         wall_target: The most that the ratio of wall times should be, None for no target.
         cpu_target: The same of CPU times.
         size: Operations in a block, if not as many as in all others.
+        base_size: Operations in a block of the base, if not as many: for one that is far slower.
         rounds_for_one: Rounds of the others for each round of this one, unless there are too few.
         allowance: Microseconds. If given, the ratios are of what an operation takes beyond the base's to this.
     """
@@ -84,6 +85,7 @@ class Row:
     wall_target: float | None = None
     cpu_target: float | None = None
     size: int | None = None
+    base_size: int | None = None
     rounds_for_one: int = 1
     allowance: float | None = None
     base_walls: list[float] = field(default_factory=list)
@@ -119,12 +121,13 @@ async def compare(rows: list[Row], rounds: int, size: int) -> None:
 
 async def _time_side_by_side(row: Row, blocks: dict[Contestant, Block], size: int) -> None:
     watches = {row.base: Stopwatch(), row.contestant: Stopwatch()}
+    sizes = {row.base: row.base_size or size, row.contestant: size}
     for contestant in random.sample(list(watches), 2):  # neither always profits from what the other left warm
-        await blocks[contestant](min(WARM, size), watches[contestant])
-        await blocks[contestant](size, watches[contestant])
+        await blocks[contestant](min(WARM, sizes[contestant]), watches[contestant])
+        await blocks[contestant](sizes[contestant], watches[contestant])
     base, other = watches[row.base], watches[row.contestant]
-    row.base_walls.append(base.wall / size / 1e3)
-    row.base_cpus.append(base.cpu / size / 1e3)
+    row.base_walls.append(base.wall / sizes[row.base] / 1e3)
+    row.base_cpus.append(base.cpu / sizes[row.base] / 1e3)
     row.walls.append(_ratio(row, other.wall / size / 1e3, row.base_walls[-1]))
     row.cpus.append(_ratio(row, other.cpu / size / 1e3, row.base_cpus[-1]))
 

@@ -101,7 +101,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=60, help="operations in a block")
     parser.add_argument("--quick", action="store_true", help="few rounds of short blocks")
     parser.add_argument("--only", default="", help="part of a row's name")
-    parser.add_argument("--profile", choices=["native", "pyvisa"], help="say where the time of a query goes")
+    parser.add_argument(
+        "--profile", nargs="?", choices=["native", "pyvisa"], const="native", help="say where the time of a query goes"
+    )
     parser.add_argument("--memory-of", choices=KINDS, help="print only what one of these takes, in this process")
     parser.add_argument("--traced", action="store_true", help="as Python's allocator sees it")
     arguments = parser.parse_args()

@@ -228,7 +228,7 @@ async def test_cancelled_in_the_queue_is_never_sent(meter: Meter) -> None:
             scope.cancel()
             await session.write("OUTP ON")
         assert await session.query("ECHO? 2") == "2"
-        assert session.statistics().never_sent == 2
+        assert session.statistics().never_sent == 1  # the other one was not even queued
     assert meter.commands == ["SLOW? 1", "ECHO? 2"]
 
 
@@ -277,7 +277,7 @@ async def test_reply_that_is_no_text_is_an_error_of_its_own(meter: Meter) -> Non
     async with VisaSessionManager(meter.resource) as session:
         with pytest.raises(ReplyError) as caught:
             await session.query("BYTES?", owner="alice")
-        assert (caught.value.reply, caught.value.owner) == (b"\xfe\x00~?1.5\n", "alice")
+        assert (caught.value.reply, caught.value.owner) == (b"\xfe\x00~?1.5", "alice")
         assert await session.query("ECHO? 1") == "1"
 
 
@@ -287,7 +287,7 @@ async def test_reply_to_a_write_reaches_nobody(meter: Meter, caplog: pytest.LogC
         await session.write("SAY surprise")
         await trio.sleep(0.05)
         assert await session.query("ECHO? mine") == "mine"
-        assert "dropped 9 bytes that came unasked" in caplog.text
+        assert "9 bytes had come unasked" in caplog.text
         # With the reply of the next query in one packet, it lies in pyvisa-py's own buffer.
         await session.write("SAY first")
         await session.write("SAY second")
@@ -337,9 +337,9 @@ async def test_instrument_that_stays_away_and_comes_back(meter: Meter, nursery: 
         await wait_until(lambda: session.state == "lost")
         for _ in range(3):
             began = time.monotonic()
-            with pytest.raises(LineOpenError, match="refused") as caught:
+            with pytest.raises(CommandTimeoutError, match="refused") as caught:
                 await session.write("OUTP ON")
-            assert caught.value.sent == "no"
+            assert (caught.value.phase, caught.value.sent) == ("resync", "no")
             assert time.monotonic() - began < 1.5
         await nursery.start(meter.serve)
         assert await session.query("ECHO? 2") == "2"

@@ -1,9 +1,9 @@
 """Be the process of the simulated instruments: ``python -m trio_daq.sim --log FILE``.
 
 Once everything listens, one JSON line on stdout says where:
-``{"stage": "/dev/pts/7", "meter": 54321, "bus": null, "pid": 4711}``. Nothing else is ever printed there. It ends when
-its stdin ends, on SIGTERM, or on SIGINT. Until then a line ``unplug`` on stdin pulls the stage's cable out, and
-``replug`` puts it in again.
+``{"stage": "/dev/pts/7", "meter": 54321, "bus": null, "pid": 4711}``. Nothing else is ever printed there. With
+``--meter-over pty`` the meter, too, is at a path. It ends when its stdin ends, on SIGTERM, or on SIGINT. Until then a
+line ``unplug`` on stdin pulls the stage's cable out, and ``replug`` puts it in again.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from trio_daq.sim.bus import SimulatedBus, SimulatedStation
 from trio_daq.sim.command_cutter import CommandCutter
 from trio_daq.sim.dialogue import Bench
 from trio_daq.sim.faults import NO_FAULTS, FaultPlan
+from trio_daq.sim.hislip_line import serve_on_hislip
 from trio_daq.sim.log import InstrumentLog
 from trio_daq.sim.meter import SimulatedMeter
 from trio_daq.sim.stage import SimulatedStage
 from trio_daq.sim.tcp_line import serve_on_tcp
+from trio_daq.sim.vxi11_line import serve_on_vxi11
 
 if TYPE_CHECKING:
     from trio_daq.sim.pty_line import PtyLine
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 _KINDS = {"stage": "a stage controller on a pty", "meter": "a SCPI meter on TCP", "bus": "three stages on one pty"}
 _STATIONS = (b"1", b"2", b"3")
+_METER_SERVERS = {"socket": serve_on_tcp, "hislip": serve_on_hislip, "vxi11": serve_on_vxi11}
 
 
 @attrs.frozen
@@ -45,6 +48,7 @@ class _Order:
     plans: Mapping[str, FaultPlan]
     stage_link: str | None
     meter_port: int
+    meter_over: str
     stall_limit: float | None
 
 
@@ -61,6 +65,9 @@ def _parse(arguments: Sequence[str] | None) -> _Order:
     parser.add_argument("--log", required=True, metavar="FILE", help="append the instruments' diary here")
     parser.add_argument("--stage-link", metavar="PATH", help="make a link to the stage's pty, which may come and go")
     parser.add_argument("--meter-port", type=int, default=0, metavar="PORT", help="TCP port on loopback, 0 for any")
+    parser.add_argument(
+        "--meter-over", choices=(*_METER_SERVERS, "pty"), default="socket", help="what carries the meter's messages"
+    )
     parser.add_argument(
         "--stall-limit", type=float, metavar="S", help="note when this process did not run for S seconds"
     )
@@ -83,7 +90,9 @@ def _parse(arguments: Sequence[str] | None) -> _Order:
             plans[instrument] = plan
         elif plan != NO_FAULTS:
             parser.error(f"faults of the {instrument} need --{instrument}")
-    return _Order(given["log"], plans, given["stage_link"], given["meter_port"], given["stall_limit"])
+    return _Order(
+        given["log"], plans, given["stage_link"], given["meter_port"], given["meter_over"], given["stall_limit"]
+    )
 
 
 async def _serve(order: _Order) -> None:
@@ -98,7 +107,10 @@ async def _serve(order: _Order) -> None:
                 where["stage"] = await nursery.start(cable.serve, Bench(SimulatedStage(), plan, log))
             if (plan := order.plans.get("meter")) is not None:
                 bench = Bench(SimulatedMeter(), plan, log)
-                where["meter"] = await nursery.start(serve_on_tcp, bench, order.meter_port)
+                if order.meter_over == "pty":
+                    where["meter"] = await nursery.start(_open_cable(None).serve, bench)
+                else:
+                    where["meter"] = await nursery.start(_METER_SERVERS[order.meter_over], bench, order.meter_port)
             if (plan := order.plans.get("bus")) is not None:
                 stations = {
                     address: Bench(SimulatedStation(address, SimulatedStage()), plan, log) for address in _STATIONS

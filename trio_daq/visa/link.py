@@ -302,10 +302,10 @@ class VisaLink:
             self._soil("an exchange was left unfinished")
             raise self.timeout_of(order) from None
         except ConnectionLostError as error:
-            sent = order.sent
+            order.fail(LineLostError(resource=self.resource, owner=owner, reason=str(error), sent=order.sent))
             await self.disconnect(abort=True)
             self._fail("lost", str(error), pause=False)
-            raise LineLostError(resource=self.resource, owner=owner, reason=str(error), sent=sent) from error
+            return []
         except BlockError as error:
             self._soil(str(error))
             raise ReplyError(

@@ -69,7 +69,10 @@ def _parse(arguments: Sequence[str] | None) -> _Order:
     parser.add_argument("--stage-link", metavar="PATH", help="make a link to the stage's pty, which may come and go")
     parser.add_argument("--meter-port", type=int, default=0, metavar="PORT", help="TCP port on loopback, 0 for any")
     parser.add_argument(
-        "--meter-over", choices=("socket", *_METER_SERVERS, "pty"), default="socket", help="what carries the meter's messages"
+        "--meter-over",
+        choices=("socket", *_METER_SERVERS, "pty"),
+        default="socket",
+        help="what carries the meter's messages",
     )
     parser.add_argument(
         "--stall-limit", type=float, metavar="S", help="note when this process did not run for S seconds"

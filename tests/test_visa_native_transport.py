@@ -490,14 +490,18 @@ async def test_nothing_is_sent_after_the_deadline() -> None:
 
 
 async def test_write_to_a_deaf_instrument_ends_in_time() -> None:
-    """Half taken: unknown. Then nothing is taken any more: no."""
+    """Half taken: unknown. Once the system takes nothing any more: no."""
     async with connected(deaf) as transport:
-        for expected in ("unknown", "no"):
+        outcomes = []
+        while "no" not in outcomes:
             deadline = soon(0.1)
             with pytest.raises(TransportTimeoutError, match="did not take"):
                 await transport.exchange([Request(b"x" * 50_000_000, "nothing")], deadline)
             assert 0 <= trio.current_time() - deadline < 2 * LATE
-            assert transport.sent == expected
+            outcomes.append(transport.sent)
+            assert len(outcomes) < 20
+        assert outcomes == ["unknown"] * (len(outcomes) - 1) + ["no"]
+        assert len(outcomes) > 1
 
 
 async def test_large_write_arrives_whole() -> None:
@@ -597,6 +601,7 @@ async def test_block_that_does_not_end_is_a_time_out(reply: bytes, told: str) ->
         (b"#41001xx", "1001"),
         (b"#2-1\n", "-1"),
         (b"#a123", "#a"),
+        (b"#0" + b"x" * 5000 + b"\n", "indefinite"),
     ],
 )
 async def test_what_is_no_block_is_refused_at_once(reply: bytes, told: str) -> None:
@@ -606,7 +611,8 @@ async def test_what_is_no_block_is_refused_at_once(reply: bytes, told: str) -> N
         with pytest.raises(BlockError, match=told) as caught:
             await ask(transport, BLOCK, timeout=5)
         assert trio.current_time() - began < 1
-        assert caught.value.data == reply
+        assert caught.value.data
+        assert reply.startswith(caught.value.data)
         assert (transport.sent, transport.completed) == ("yes", 0)
 
 
@@ -674,18 +680,20 @@ async def test_device_clear_is_refused() -> None:
 
 
 async def test_close_delivers_what_was_written() -> None:
-    """The instrument reads it to the end, and sees the end, even if it had sent something nobody read."""
+    """The instrument reads it to the end, and sees the end, though something it sent was never read."""
     came, ended = bytearray(), trio.Event()
 
     async def instrument(stream: trio.SocketStream) -> None:
+        came.extend(await stream.receive_some(10))
         await stream.send_all(b"unread\n")
-        await trio.sleep(0.05)
+        await trio.sleep(0.04)
         async for data in stream:
             came.extend(data)
         ended.set()
 
     async with connected(instrument) as transport:
-        await transport.exchange([Request(b"", "message"), Request(b"x" * 200_000, "nothing")], soon())
+        await ask(transport, Request(b"x" * 200_000, "nothing"))
+        await until_readable(transport)
         assert await transport.aclose(2)
         with trio.fail_after(2):
             await ended.wait()
@@ -735,6 +743,7 @@ async def test_close_is_bounded_complete_and_idempotent(instrument: Instrument, 
             scope.cancel()
             assert await transport.aclose(0.1, abort=abort)
             assert await transport.aclose(0.1)
+        assert not scope.cancelled_caught
         assert trio.current_time() - began < 0.1
         await descriptors_fall_to(before + (instrument is deaf))  # that one holds its end
 

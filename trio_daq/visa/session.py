@@ -32,8 +32,9 @@ from trio_daq.errors import (
 )
 from trio_daq.sharing import ServiceNursery, checked_timeout, owner_name
 from trio_daq.visa.pending import PendingCommand
-from trio_daq.visa.pyvisa_transport import PyvisaTransport, TransportError, TransportTimeoutError
+from trio_daq.visa.pyvisa_transport import PyvisaTransport
 from trio_daq.visa.settings import VisaSessionConfig
+from trio_daq.visa.transport import TransportError, TransportTimeoutError
 from trio_daq.wire import expects_reply
 
 _log = logging.getLogger("trio_daq.visa")

@@ -450,6 +450,7 @@ def test_killed_parent_takes_the_instruments_along(tmp_path: Path) -> None:
         (["--meter-late-by", "nan"], "late_by"),
         (["--stage-half-every", "-1"], "half_every"),
         (["--stage", "--bus-late-every", "2"], "need --bus"),
+        (["--stage-reset-every", "2"], "no connection"),
     ],
 )
 def test_wrong_command_line_is_refused(tmp_path: Path, wrong: list[str], said: str) -> None:

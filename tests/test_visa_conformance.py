@@ -356,20 +356,23 @@ async def test_nothing_there_is_an_open_error(link: Link, tmp_path: Path) -> Non
 @over(ALL)
 async def test_close_does_not_wait_for_a_silent_instrument(link: Link, tmp_path: Path) -> None:
     """Closing while a command is not answered takes the time it may take and little more; its caller is told."""
-    async with instrument(link, tmp_path) as meter, trio.open_nursery() as nursery:
-        async with VisaSessionManager(meter.config()) as session:
-            await session.query("*IDN?")
+    async with (
+        instrument(link, tmp_path) as meter,
+        trio.open_nursery() as nursery,
+        VisaSessionManager(meter.config()) as session,
+    ):
+        await session.query("*IDN?")
 
-            async def ask() -> None:
-                with pytest.raises(SessionClosedError) as caught:
-                    await session.query("CONF:VOLT:DC", timeout=4)
-                assert caught.value.sent == "yes"
+        async def ask() -> None:
+            with pytest.raises(SessionClosedError) as caught:
+                await session.query("CONF:VOLT:DC", timeout=4)
+            assert caught.value.sent == "yes"
 
-            nursery.start_soon(ask)
-            await wait_until(lambda: session.current_owner() is not None)
-            await trio.sleep(0.1)
-            with takes(0, 2.2):
-                await session.close(timeout=0.3)
+        nursery.start_soon(ask)
+        await wait_until(lambda: session.current_owner() is not None)
+        await trio.sleep(0.1)
+        with takes(0, 2.2):
+            await session.close(timeout=0.3)
 
 
 @over(ALL)

@@ -342,7 +342,7 @@ async def test_instrument_that_stays_away_and_comes_back(meter: Meter, nursery: 
             assert (caught.value.phase, caught.value.sent) == ("resync", "no")
             assert time.monotonic() - began < 1.5
         await nursery.start(meter.serve)
-        assert await session.query("ECHO? 2") == "2"
+        assert await session.query("ECHO? 2", timeout=5) == "2"  # the next try comes after 2.5 s at most
         assert session.state == "open"
     assert "OUTP ON" not in meter.commands
 

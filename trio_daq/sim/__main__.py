@@ -3,8 +3,8 @@
 Once everything listens, one JSON line on stdout says where:
 ``{"stage": "/dev/pts/7", "meter": 54321, "bus": null, "pid": 4711}``. Nothing else is ever printed there. With
 ``--meter-over pty`` the meter, too, is at a path. It ends when its stdin ends, on SIGTERM, or on SIGINT. Until then it
-obeys lines on stdin: ``unplug`` pulls the stage's cable out, ``replug`` puts it in again, ``restart S`` switches the
-meter off for S seconds, and ``deafen S`` has it read nothing for S seconds; both are for a meter on a raw socket.
+obeys lines on stdin: ``unplug`` pulls the stage's cable out, ``replug`` puts it in again; of a meter on a raw socket,
+``restart S`` switches it off for S seconds, and ``deafen S`` has it read nothing for S seconds.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MeterSocket = tuple[Bench, TcpLine]
 
 _KINDS = {"stage": "a stage controller on a pty", "meter": "a SCPI meter on TCP", "bus": "three stages on one pty"}
 _STATIONS = (b"1", b"2", b"3")
-_METER_LINES = ("socket", "hislip", "vxi11", "pty")
+_METER_SERVERS = {"hislip": serve_on_hislip, "vxi11": serve_on_vxi11}
 
 
 @attrs.frozen
@@ -69,7 +69,10 @@ def _parse(arguments: Sequence[str] | None) -> _Order:
     parser.add_argument("--stage-link", metavar="PATH", help="make a link to the stage's pty, which may come and go")
     parser.add_argument("--meter-port", type=int, default=0, metavar="PORT", help="TCP port on loopback, 0 for any")
     parser.add_argument(
-        "--meter-over", choices=_METER_LINES, default="socket", help="what carries the meter's messages"
+        "--meter-over",
+        choices=("socket", *_METER_SERVERS, "pty"),
+        default="socket",
+        help="what carries the meter's messages",
     )
     parser.add_argument(
         "--stall-limit", type=float, metavar="S", help="note when this process did not run for S seconds"
@@ -113,15 +116,14 @@ async def _serve(order: _Order) -> None:
                 where["stage"] = await nursery.start(cable.serve, Bench(SimulatedStage(), plan, log))
             if (plan := order.plans.get("meter")) is not None:
                 bench = Bench(SimulatedMeter(), plan, log)
-                if order.meter_over == "socket":
+                if order.meter_over == "pty":
+                    where["meter"] = await nursery.start(_open_cable(None).serve, bench)
+                elif order.meter_over == "socket":
                     line = TcpLine(bench, order.meter_port)
                     where["meter"] = await nursery.start(line.serve)
                     meter = bench, line
-                elif order.meter_over == "pty":
-                    where["meter"] = await nursery.start(_open_cable(None).serve, bench)
                 else:
-                    serve = serve_on_hislip if order.meter_over == "hislip" else serve_on_vxi11
-                    where["meter"] = await nursery.start(serve, bench, order.meter_port)
+                    where["meter"] = await nursery.start(_METER_SERVERS[order.meter_over], bench, order.meter_port)
             if (plan := order.plans.get("bus")) is not None:
                 stations = {
                     address: Bench(SimulatedStation(address, SimulatedStage()), plan, log) for address in _STATIONS

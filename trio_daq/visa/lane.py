@@ -66,7 +66,7 @@ class Lane:
             await demand.link.serve(demand)
             return True
         for link in self.links:
-            if link.next_try() == 0 and self._has_room_for(link):
+            if self._next_try(link) == 0:
                 await self._prepare(link)
                 return True
         order = self._choose()
@@ -85,7 +85,7 @@ class Lane:
         return True
 
     async def _wait(self) -> None:
-        tries = [left for link in self.links if (left := link.next_try()) is not None]
+        tries = [left for link in self.links if (left := self._next_try(link)) is not None]
         self._is_idle = True
         if tries:
             with trio.move_on_after(min(tries)):
@@ -93,6 +93,12 @@ class Lane:
             self._is_idle = False
         else:
             await self._bell.receive()
+
+    def _next_try(self, link: VisaLink) -> float | None:
+        """Return the seconds until *link* is to be seen to, None if not by itself."""
+        if self.max_open is not None and not (self._has_room_for(link) and len(self._queue_in_turn(link))):
+            return None  # a connection that nobody needs now must not cost another one its place
+        return link.next_try()
 
     def _choose(self) -> Order | None:
         """Return the order that is next, or None."""

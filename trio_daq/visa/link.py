@@ -51,8 +51,9 @@ _log = logging.getLogger("trio_daq.visa")
 
 CLOSE_TIMEOUT = 1.0
 """Seconds that closing one connection may take before it is left to its thread."""
-_FIRST_PAUSE, _LAST_PAUSE = 0.1, 10.0
-"""Seconds before the second try to open a lost connection, and before each of many."""
+_FIRST_PAUSE, _LAST_PAUSE = 0.1, 2.0
+"""Seconds from one try to open a lost connection to the next, at first and at last: a command whose deadline is the
+default should find an instrument that has come back."""
 _TRIES = 3
 """How often a command is tried again because bytes had come unasked before it."""
 
@@ -301,10 +302,10 @@ class VisaLink:
             self._soil("an exchange was left unfinished")
             raise self.timeout_of(order) from None
         except ConnectionLostError as error:
-            sent = order.sent
+            order.fail(LineLostError(resource=self.resource, owner=owner, reason=str(error), sent=order.sent))
             await self.disconnect(abort=True)
             self._fail("lost", str(error), pause=False)
-            raise LineLostError(resource=self.resource, owner=owner, reason=str(error), sent=sent) from error
+            return []
         except BlockError as error:
             self._soil(str(error))
             raise ReplyError(

@@ -40,7 +40,7 @@ def _is_bool(_: Any, attribute: attrs.Attribute[Any], value: object) -> None:
         raise TypeError(f"{attribute.name} is true or false, not {value!r}")
 
 
-def _dialect(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+def _dialect(_: Any, __: attrs.Attribute[Any], value: Any) -> None:
     reply_rule(value)
 
 

@@ -111,7 +111,7 @@ class SimulatedLab:
         its port refuses connections; after that it is the same port. Returns at once: the log says when it began.
 
         Raises:
-            ValueError: If there is no meter.
+            ValueError: If there is no meter, or it is not on a raw socket.
             trio.TooSlowError: If its process did not take the order within 5 s.
         """
         await self._tell_meter(b"restart", away_for)
@@ -124,8 +124,8 @@ class SimulatedLab:
         await self._tell_meter(b"deafen", seconds)
 
     async def _tell_meter(self, order: bytes, seconds: float) -> None:
-        if self.meter_port is None:
-            raise ValueError("this lab has no meter")
+        if self.meter_port is None or self.meter_over != "socket":
+            raise ValueError("this lab has no meter on a raw socket")
         with trio.fail_after(ORDER_TIMEOUT):
             await self._tell(b"%s %g\n" % (order, checked_timeout(seconds)))
 
@@ -149,6 +149,7 @@ async def open_simulated_lab(
     stage: FaultPlan | None = NO_FAULTS,
     meter: FaultPlan | None = NO_FAULTS,
     meter_over: MeterOver = "socket",
+    meter_port: int = 0,
     bus: FaultPlan | None = None,
     stage_link: str | os.PathLike[str] | None = None,
     stall_limit: float | None = None,
@@ -164,6 +165,7 @@ async def open_simulated_lab(
         meter: Faults of the meter, None for no meter.
         meter_over: What carries the meter's messages: a raw TCP ``"socket"``, ``"hislip"``, ``"vxi11"`` or a ``"pty"``
             (POSIX only).
+        meter_port: TCP port of the meter on 127.0.0.1, 0 for any free one.
         bus: Faults of each of three stages that share one pty (POSIX only), None for no such line.
         stall_limit: If their process did not run for so many seconds, stopped or starved, the log says so, as a fault
             ``"freeze"``. None: nobody looks.
@@ -190,12 +192,12 @@ async def open_simulated_lab(
         raise ValueError("a simulated lab needs a stage or a meter or a bus")
     if stage is None and stage_link is not None:
         raise ValueError("stage_link needs a stage")
-    if any(plan is not None and plan.needs_connection for plan in (stage, bus)):
+    if any(plan is not None and plan.needs_connection for plan in (stage, bus, meter if meter_over == "pty" else None)):
         raise ValueError(f"a serial line has no connection that could have {', '.join(CONNECTION_FAULTS)}")
     link = None if stage_link is None else Path(stage_link)
     command = [sys.executable, "-P", "-m", "trio_daq.sim", f"--log={os.fspath(log)}"]
     command += [*_options("stage", stage), *_options("meter", meter), *_options("bus", bus)]
-    command += [f"--meter-over={meter_over}"]
+    command += [f"--meter-over={meter_over}", f"--meter-port={meter_port}"]
     command += [] if link is None else [f"--stage-link={link}"]
     command += [] if stall_limit is None else [f"--stall-limit={stall_limit}"]
     process = await trio.lowlevel.open_process(

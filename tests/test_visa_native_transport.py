@@ -473,6 +473,16 @@ async def test_silence_costs_no_more_than_the_deadline(request_: Request, told: 
         assert (transport.sent, transport.completed) == ("yes", 1)
 
 
+@pytest.mark.parametrize("request_", [ASK, BLOCK])
+async def test_bytes_that_keep_coming_put_off_no_deadline(request_: Request) -> None:
+    """A reply that dribbles is given up at the deadline, as silence is."""
+    async with connected(says(b"#510000", *(b"x", 0.005) * 200)) as transport:
+        deadline = soon(0.1)
+        with pytest.raises(TransportTimeoutError):
+            await transport.exchange([request_], deadline)
+        assert 0 <= trio.current_time() - deadline < 2 * LATE
+
+
 async def test_time_out_tells_what_had_come() -> None:
     """Who has set a wrong termination sees it in the message."""
     async with connected(says(b"1.5\r")) as transport:

@@ -4,8 +4,8 @@ It cuts what comes into replies and knows nothing of what they mean. A raw socke
 termination. So the indefinite block of IEEE 488.2 (``#0``), which only END can end, is refused: read up to a
 termination that its bytes may contain, it would come out too short, and nobody would be told.
 
-Invariants: bytes that came and were not taken are in ``_input``, whatever was cancelled; the socket is not used any
-more once it was lost or `NativeTransport.aclose` began.
+Invariants: bytes that came and were not taken are in ``_input``, or in the reader of the block that is under way; the
+socket is not used any more once it was lost or `NativeTransport.aclose` began.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class NativeTransport:
         self._termination = config.read_termination.encode("latin-1")
         self._socket: socket.socket | None = None
         self._gone = "it is not open"
-        self._opening = self._closed = False
+        self._used = self._closed = False
         self._has_input: Callable[[], object] = bool
         self._input = ReceiveBuffer()
         self._alarm = Alarm(self._expire)
@@ -83,11 +83,11 @@ class NativeTransport:
         Raises:
             LineOpenError: If that fails.
         """
-        if self._opening:
+        if self._used:
             raise LineOpenError(
                 resource=self._config.resource, reason="this transport was used for a connection before"
             )
-        self._opening = True
+        self._used = True
         connection = await connect(self._config.resource, timeout)
         if self._closed:
             connection.close()
@@ -253,7 +253,7 @@ class NativeTransport:
         """Return when the socket is ready, and once more at the deadline: what has come by then still counts."""
         if self._expired:
             if not late:
-                late = f"only {printable(self._input.peek(), 60)!r} came" if len(self._input) else "no answer came"
+                late = f"only {printable(self._input.peek()[:64], 60)!r} came" if len(self._input) else "no answer came"
                 late += f", and no {self._termination!r}, in time"
             raise TransportTimeoutError(late)
         self._waited = True

@@ -52,6 +52,10 @@ class Lane:
             self._is_idle = False
             self._ring.send_nowait(None)
 
+    def busy_until(self) -> float:
+        """Return the deadline of what is in flight, minus infinity if nothing is."""
+        return max((link.in_flight.deadline for link in self.links if link.in_flight is not None), default=-math.inf)
+
     async def work(self, is_over: Callable[[], bool]) -> None:
         """Serve the lane until *is_over*, which `ring` makes it ask. For whoever is on duty."""
         while not is_over():
@@ -60,10 +64,13 @@ class Lane:
 
     async def _take_a_turn(self) -> bool:
         """Do one thing; return whether there was any."""
-        if self.demands:
-            demand = self.demands.popleft()
+        for demand in tuple(self.demands):
+            if demand.result is None and not self._has_room_for(demand.link):
+                continue
+            self.demands.remove(demand)
             await self._make_room_for(demand.link)
-            await demand.link.serve(demand)
+            if demand.result is None:  # who has left must not find it opened later
+                await demand.link.serve(demand)
             return True
         for link in self.links:
             if link.next_try() == 0 and self._has_room_for(link):
@@ -85,7 +92,7 @@ class Lane:
         return True
 
     async def _wait(self) -> None:
-        tries = [left for link in self.links if (left := link.next_try()) is not None]
+        tries = [left for link in self.links if (left := link.next_try()) is not None and self._has_room_for(link)]
         self._is_idle = True
         if tries:
             with trio.move_on_after(min(tries)):
@@ -134,11 +141,13 @@ class Lane:
         return [other for other in self.links if other is not link and other.transport is not None]
 
     def _has_room_for(self, link: VisaLink) -> bool:
-        """Return whether *link* is open, or may be, if need be after another one was closed."""
+        """Return whether *link* is open, or may be: if it is wanted, in place of another one without a transaction."""
         if self.max_open is None or link.transport is not None:
             return True
-        kept = sum(other.exclusive is not None for other in self._others_open(link))
-        return kept < self.max_open
+        others = self._others_open(link)
+        if self._queue_in_turn(link) or any(demand.link is link for demand in self.demands):
+            others = [other for other in others if other.exclusive is not None]
+        return len(others) < self.max_open
 
     async def _make_room_for(self, link: VisaLink) -> None:
         if self.max_open is None or link.transport is not None:

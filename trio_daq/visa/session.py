@@ -230,8 +230,9 @@ class VisaSessionManager(CommandVerbs):
     async def close(self, timeout: float = 2.0) -> None:
         """Stop, and wait until the connection is closed. After *timeout* seconds the command in flight is given up.
 
-        Shielded from cancellation for that time and two seconds more at most. A connection that another session uses
-        too stays open.
+        Shielded from cancellation for that time and two seconds more at most; where the worker of this session is at a
+        command of another one just then, for as long as that may take. A connection that another session uses too
+        stays open.
         """
         checked_timeout(timeout)
         self.stop()
@@ -279,6 +280,7 @@ class VisaSessionManager(CommandVerbs):
     async def _demand(self, what: str, timeout: float, work: Callable[[Order], Awaitable[Replies]]) -> None:
         lane, link = self._opened(owner_name(None))
         order = Order(link, (), (what,), owner_name(None), timeout, work=work, patron=self)
+        order.phase = "resync"
         lane.demands.append(order)
         lane.ring()
         await order.wait(abandon=True)
@@ -314,9 +316,9 @@ class VisaSessionManager(CommandVerbs):
                     while link.is_busy:
                         await link.rest.park()
                 await link.disconnect(abort=False)
-            if self._is_on_duty:  # it may be at another session's command just now
+            if self._is_on_duty:  # it may be at another session's command just now, which must not suffer
                 lane.ring()
-                with trio.move_on_at(deadline):
+                with trio.move_on_at(max(deadline, lane.busy_until())):
                     await self._worker_ended.wait()
             self._work_scope.cancel()
             await self._worker_ended.wait()

@@ -54,6 +54,10 @@ class Lane:
             self._is_idle = False
             self._ring.send_nowait(None)
 
+    def busy_until(self) -> float:
+        """Return the deadline of what is in flight, minus infinity if nothing is."""
+        return max((link.in_flight.deadline for link in self.links if link.in_flight is not None), default=-math.inf)
+
     async def work(self, is_over: Callable[[], bool]) -> None:
         """Serve the lane until *is_over*, which `ring` makes it ask. For whoever is on duty."""
         while not is_over():
@@ -68,10 +72,13 @@ class Lane:
 
     async def _take_a_turn(self) -> bool:
         """Do one thing; return whether there was any."""
-        if self.demands:
-            demand = self.demands.popleft()
+        for demand in tuple(self.demands):
+            if demand.result is None and not self._has_room_for(demand.link):
+                continue
+            self.demands.remove(demand)
             await self._make_room_for(demand.link)
-            await self._serve(demand)
+            if demand.result is None:  # who has left must not find it opened later
+                await self._serve(demand)
             return True
         for link in self.links:
             if link.state != "open" and self._next_try(link) == 0:
@@ -105,9 +112,7 @@ class Lane:
 
     def _next_try(self, link: VisaLink) -> float | None:
         """Return the seconds until *link* is to be seen to, None if not by itself."""
-        if self.max_open is not None and not (self._has_room_for(link) and len(self._queue_in_turn(link))):
-            return None  # a connection that nobody needs now must not cost another one its place
-        return link.next_try()
+        return link.next_try() if self._has_room_for(link) else None
 
     def _choose(self) -> Order | None:
         """Return the order that is next, or None."""
@@ -157,11 +162,13 @@ class Lane:
         return [other for other in self.links if other is not link and other.transport is not None]
 
     def _has_room_for(self, link: VisaLink) -> bool:
-        """Return whether *link* is open, or may be, if need be after another one was closed."""
+        """Return whether *link* is open, or may be: if it is wanted, in place of another one without a transaction."""
         if self.max_open is None or link.transport is not None:
             return True
-        kept = sum(other.exclusive is not None for other in self._others_open(link))
-        return kept < self.max_open
+        others = self._others_open(link)
+        if self._queue_in_turn(link) or any(demand.link is link for demand in self.demands):
+            others = [other for other in others if other.exclusive is not None]
+        return len(others) < self.max_open
 
     async def _make_room_for(self, link: VisaLink) -> None:
         if self.max_open is None or link.transport is not None:

@@ -52,7 +52,7 @@ KINDS = ("late", "silent", "half", "garbage", "garbage_after", "echo", "split", 
 SYNC_FAULTS = (*KINDS, *TASK_FAULTS, "unplug", "freeze")
 BUS_FAULTS = (*KINDS, *TASK_FAULTS, "freeze")
 STATIONS = ("1", "2", "3")
-VISA_EVERY = 55
+VISA_EVERY = 48
 """Answers are counted here, of which there are fewer than exchanges: some are writes, some are never sent."""
 VISA_KINDS = ("late", "silent", "half", "split", "garbage", "reset", "fin", "lie")
 VISA_FAULTS = (*VISA_KINDS, *OWNER_FAULTS, *WORLD_FAULTS, "unread")

@@ -7,14 +7,14 @@ connection is seen to be lost it is opened again; one variant also clears the de
 from __future__ import annotations
 
 import contextlib
-import select
-import socket
 import threading
 import time
 
 import pyvisa
 from notes import Note, Notebook
 
+CLEAR_TIMEOUT = 1.0
+"""Seconds after which a device clear that does not end is cut off, so that the run can go on at all."""
 PAUSE = 0.05
 """Seconds before a refused connection is tried again."""
 
@@ -24,12 +24,14 @@ class LockedVisa:
 
     Args:
         resource: Its name.
+        book: Where it is noted that a device clear hung.
         timeout: Seconds for each read.
         clear: Clear the device after each error.
     """
 
-    def __init__(self, resource: str, timeout: float, *, clear: bool) -> None:
+    def __init__(self, resource: str, book: Notebook, timeout: float, *, clear: bool) -> None:
         self._name = resource
+        self._book = book
         self._timeout = timeout
         self._clear = clear
         self._lock = threading.Lock()
@@ -69,21 +71,31 @@ class LockedVisa:
         if isinstance(error, ConnectionRefusedError):
             time.sleep(PAUSE)
         with contextlib.suppress(Exception):  # the next exchange will fail and come here again
-            if isinstance(error, ConnectionError):
-                self._resource.close()
-                self._resource = self._open()
-            elif self._clear and not self._is_at_end():
-                self._resource.clear()
+            if isinstance(error, ConnectionError) or (self._clear and not self._is_cleared()):
+                self._reopen()
 
-    def _is_at_end(self) -> bool:
-        """Whether the instrument has closed the connection: pyvisa-py 0.8.1 would clear it for ever."""
+    def _reopen(self) -> None:
+        self._resource.close()
+        self._resource = self._open()
+
+    def _is_cleared(self) -> bool:
+        """Clear the device, and return whether that ended: where it was closed, pyvisa-py 0.8.1 clears it for ever."""
         link = self._resource.visalib.sessions[self._resource.session].interface
-        return bool(select.select([link], [], [], 0)[0]) and not link.recv(1, socket.MSG_PEEK)
+        watchdog = threading.Timer(CLEAR_TIMEOUT, link.close)
+        watchdog.start()
+        try:
+            self._resource.clear()
+        except (OSError, ValueError):
+            self._book.seen["clear_hung"] += link.fileno() < 0
+            return False
+        finally:
+            watchdog.cancel()
+        return True
 
 
 def run_visa_peer(resource: str, book: Notebook, *, timeout: float, clear: bool, owners: int = 8) -> None:
     """Make all exchanges that *book* wants, by threads."""
-    shared = LockedVisa(resource, timeout, clear=clear)
+    shared = LockedVisa(resource, book, timeout, clear=clear)
 
     def work(owner: str) -> None:
         for note in book.exchanges(owner):

@@ -16,9 +16,9 @@ sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != _HERE] + 
 import trio  # noqa: E402
 
 from benchmarks import serial_contestants as others  # noqa: E402
-from benchmarks.instrument import QUERY, instrument, language  # noqa: E402
-from benchmarks.interleaved import Block, Row, Stopwatch, compare  # noqa: E402
-from benchmarks.serial_contestants import repeated  # noqa: E402
+from benchmarks.instrument import QUERY, instrument  # noqa: E402
+from benchmarks.interleaved import Block, Row, Stopwatch, compare, repeated  # noqa: E402
+from benchmarks.programs import language  # noqa: E402
 from benchmarks.where_it_goes import print_profile  # noqa: E402
 from trio_daq import SerialPortConfig, SharedSerialPort  # noqa: E402
 from trio_daq.sharing import Lease  # noqa: E402
@@ -195,14 +195,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--size", type=int, default=60, help="operations in a block")
+    parser.add_argument("--quick", action="store_true", help="few rounds of short blocks")
     parser.add_argument("--only", default="", help="part of a row's name")
     parser.add_argument("--profile", action="store_true", help="say where the time of a guarded query goes")
     arguments = parser.parse_args()
+    rounds, size = (9, 30) if arguments.quick else (arguments.rounds, arguments.size)
     if arguments.profile:
-        trio.run(print_profile, guarded_query, arguments.rounds * arguments.size)
+        trio.run(print_profile, guarded_query, rounds * size)
         return
     print(f"guarded queries and leases; the instruments are written in {language()}")
-    trio.run(compare, [row for row in rows() if arguments.only in row.name], arguments.rounds, arguments.size)
+    trio.run(compare, [row for row in rows() if arguments.only in row.name], rounds, size)
 
 
 if __name__ == "__main__":

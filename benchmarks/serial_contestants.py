@@ -15,18 +15,7 @@ import serial
 import trio
 
 from benchmarks.instrument import QUERY, REPLY_LENGTH, instrument
-from benchmarks.interleaved import Block, Stopwatch
-
-
-def repeated(once: Callable[[], Awaitable[object]]) -> Block:
-    """Return a block of *once*, again and again."""
-
-    async def block(count: int, watch: Stopwatch) -> None:
-        with watch:
-            for _ in range(count):
-                await once()
-
-    return block
+from benchmarks.interleaved import Block, Stopwatch, repeated, repeated_in_asyncio
 
 
 @asynccontextmanager
@@ -169,7 +158,7 @@ async def pyserial_asyncio_fast() -> AsyncIterator[Block]:
             writer.close()
             await asyncio.sleep(0.02)  # its transport closes the port in a callback, and offers no way to wait for it
 
-        yield _in_loop(loop, once)
+        yield repeated_in_asyncio(loop, once)
         loop.run(close())
 
 
@@ -183,11 +172,4 @@ async def aioserial() -> AsyncIterator[Block]:
             await line.write_async(QUERY)
             assert len(await line.read_async(REPLY_LENGTH)) == REPLY_LENGTH
 
-        yield _in_loop(loop, once)
-
-
-def _in_loop(loop: asyncio.Runner, once: Callable[[], Awaitable[object]]) -> Block:
-    async def block(count: int, watch: Stopwatch) -> None:
-        loop.run(repeated(once)(count, watch))
-
-    return block
+        yield repeated_in_asyncio(loop, once)

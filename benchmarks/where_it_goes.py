@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.interleaved import Contestant, Stopwatch
 
 _SHOWN = 30
-_PACKAGES = {"trio_daq", "trio", "outcome", "benchmarks"}
+_PACKAGES = {"trio_daq", "trio", "outcome", "pyvisa", "pyvisa_py", "benchmarks"}
 
 
 async def print_profile(contestant: Contestant, count: int) -> None:
@@ -46,7 +46,7 @@ async def print_profile(contestant: Contestant, count: int) -> None:
 
 def _whose(file: str, name: str) -> str:
     if file == "~":
-        system = ("posix.", "select.", "'poll' of", "fcntl.")
+        system = ("posix.", "select.", "'poll' of", "fcntl.", "_socket.")
         return "the system" if any(part in name for part in system) else "built-in"
     # From the inside out: a checkout is likely to be called trio_daq too, with Trio somewhere below it.
     return next((part for part in reversed(Path(file).parts) if part in _PACKAGES), "Python")

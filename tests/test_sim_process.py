@@ -11,13 +11,18 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
+import pyvisa
 import serial
 import trio
+from pyvisa.resources import MessageBasedResource
 
 from trio_daq.errors import StartError
 from trio_daq.sim import NO_FAULTS, FaultPlan, open_simulated_lab, read_log, replies_by_tag
+from trio_daq.sim.meter import IDENTITY
+from trio_daq.sim.process import MeterOver
 
 COMMAND = [sys.executable, "-m", "trio_daq.sim"]
 
@@ -194,6 +199,23 @@ async def test_fault_plan_reaches_the_instrument(tmp_path: Path) -> None:
     entries = read_log(log)
     assert [(entry.event, entry.tag) for entry in entries][-3:] == [("command", "b"), ("fault", "b"), ("reply", "b")]
     assert entries[-1].t - entries[-2].t >= 50_000_000
+
+
+@pytest.mark.parametrize("over", get_args(MeterOver))
+async def test_meter_is_there_over_each_line(tmp_path: Path, over: MeterOver) -> None:
+    """Whatever carries the meter's messages, its VISA resource name opens it with pyvisa."""
+
+    def script(resource: str) -> str:
+        with pyvisa.ResourceManager("@py").open_resource(resource, read_termination="\n") as meter:
+            assert isinstance(meter, MessageBasedResource)
+            meter.write_termination = "\n"
+            return meter.query("*IDN?")
+
+    async with open_simulated_lab(tmp_path / "log.jsonl", stage=None, meter_over=over) as lab:
+        assert (lab.meter_port is None) is (over == "pty")
+        assert (lab.meter_path is None) is (over != "pty")
+        assert lab.meter_resource is not None
+        assert await trio.to_thread.run_sync(script, lab.meter_resource) == IDENTITY.decode()
 
 
 async def test_stage_can_be_unplugged_and_comes_back(tmp_path: Path) -> None:

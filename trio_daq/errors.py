@@ -8,7 +8,8 @@ Tree::
 
     DaqError
     ├── waiting    AcquireTimeoutError, PortBusyError, DeadlockError, LockOrderError, LeaseRevokedError
-    ├── exchanges  ExchangeTimeoutError, CommandTimeoutError, ReplyError
+    ├── exchanges  ExchangeTimeoutError, CommandTimeoutError, CommandCancelledError, QueueFullError, ReplyError,
+    │              InstrumentError, TransactionBrokenError
     ├── lines      LineOpenError, LineLostError, LineUnusableError, LineFeatureError,
     │              SessionClosedError, HungCallError
     ├── actors     AskTimeoutError, MailboxFullError, ActorStoppedError
@@ -255,6 +256,9 @@ class CommandTimeoutError(DaqError, TimeoutError):
         sent: ``"no"`` means that the instrument will never see it.
         waited: Seconds waited.
         position: Commands ahead of it, 0 when it was in flight.
+        in_flight: Whose command the instrument was at, if it was another one's.
+        trouble: What was wrong with the connection, if that is why it had to wait.
+        trace: The last messages on the connection, oldest first.
     """
 
     resource: str
@@ -264,14 +268,19 @@ class CommandTimeoutError(DaqError, TimeoutError):
     sent: Sent
     waited: float
     position: int = 0
+    in_flight: str | None = None
+    trouble: str = ""
+    trace: Sequence[Any] = attrs.field(default=(), repr=False)
 
     def __str__(self) -> str:
         where = {
             "place": "the queue was full",
-            "queued": f"it was still queued behind {self.position} others",
+            "queued": f"it was still queued, {self.position} ahead of it",
             "in_flight": "the instrument had not answered",
-            "resync": "the session was being reopened after an unfinished exchange",
+            "resync": f"the connection was not usable: {self.trouble or 'it was being made so'}",
         }[self.phase]
+        if self.in_flight is not None and self.sent == "no":
+            where += f"; the instrument was busy with a command of {self.in_flight!r}"
         cure = {
             "no": "It will never be sent; it is safe to try again.",
             "yes": "It was sent, so the instrument may have carried it out; a late reply is dropped.",
@@ -280,6 +289,78 @@ class CommandTimeoutError(DaqError, TimeoutError):
         return (
             f"{self.resource}: {self.command!r} of {self.owner!r} did not finish within {_seconds(self.waited)}: "
             f"{where}. {cure}"
+        )
+
+
+@_error
+class QueueFullError(DaqError, OSError):
+    """There is no place in the queue of a session, and the caller did not want to wait for one."""
+
+    resource: str
+    command: str
+    owner: str
+    waiting: int
+    in_flight: str | None = None
+    sent: Sent = "no"
+
+    def __str__(self) -> str:
+        busy = f", and a command of {self.in_flight!r} is in flight" if self.in_flight is not None else ""
+        return (
+            f"{self.resource}: no place in the queue for {self.command!r} of {self.owner!r}: {self.waiting} commands "
+            f"wait{busy}. It was not sent. Ask less often, or wait for a place with enqueue_command."
+        )
+
+
+@_error
+class CommandCancelledError(DaqError, ConnectionAbortedError):
+    """A command that was put into the queue was taken back by its caller, who asked for its reply all the same."""
+
+    resource: str
+    command: str
+    owner: str
+    sent: Sent
+
+    def __str__(self) -> str:
+        return f"{self.resource}: {self.owner!r} has cancelled {self.command!r} (command sent: {self.sent})."
+
+
+@_error
+class InstrumentError(DaqError, ValueError):
+    """The instrument found fault with a command: its error queue says so.
+
+    Attributes:
+        resource: The VISA resource name.
+        owner: Who asked.
+        command: What was sent.
+        errors: Code and text of each error, oldest first (SCPI-99 volume 2, chapter 21.8).
+    """
+
+    resource: str
+    owner: str
+    command: str
+    errors: Sequence[tuple[int, str]]
+    sent: Sent = "yes"
+
+    def __str__(self) -> str:
+        listed = "; ".join(f"{code} {text}" for code, text in self.errors)
+        return f"{self.resource}: the instrument refused {self.command!r} of {self.owner!r}: {listed}."
+
+
+@_error
+class TransactionBrokenError(DaqError, ConnectionError):
+    """The connection was opened anew inside a transaction: what was set up before may be gone."""
+
+    resource: str
+    owner: str
+    command: str
+    reason: str
+    sent: Sent = "no"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.resource}: {self.command!r} of {self.owner!r} was not sent: the connection was opened anew since "
+            f"their transaction began ({self.reason}), and the instrument may have lost what was set up in it. "
+            "Leave the transaction and begin it again."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from trio_daq.legacy.host import DoorHost, Job
@@ -19,7 +20,7 @@ class VisaDoor:
     def __init__(self, host: DoorHost, session: VisaSessionManager) -> None:
         self._host = host
         self._session = session
-        self._verbs = {
+        self._verbs: dict[str, Callable[..., Awaitable[Any]]] = {
             "enqueue_command": session.enqueue_command,
             "query": session.query,
             "write": session.write,

@@ -4,19 +4,22 @@ from trio_daq.sharing.alarms import Alarm
 from trio_daq.sharing.backoff import Backoff
 from trio_daq.sharing.bell import Bell
 from trio_daq.sharing.deadlines import checked_timeout, positive_int, positive_seconds
+from trio_daq.sharing.histogram import Histogram
 from trio_daq.sharing.lease import Claim, Lease, LeaseStatistics
-from trio_daq.sharing.owner import acting_as, on_behalf_of, owner_name
+from trio_daq.sharing.owner import acting_as, current_agent, on_behalf_of, owner_name
 from trio_daq.sharing.service_nursery import ServiceNursery
 from trio_daq.sharing.several import Acquirable, acquire_all
-from trio_daq.sharing.wait_graph import LineKind
+from trio_daq.sharing.wait_graph import Agent, LineKind, forget_waiting, note_waiting
 from trio_daq.sharing.worker_thread import WorkerThread
 
 __all__ = [
     "Acquirable",
+    "Agent",
     "Alarm",
     "Backoff",
     "Bell",
     "Claim",
+    "Histogram",
     "Lease",
     "LeaseStatistics",
     "LineKind",
@@ -25,6 +28,9 @@ __all__ = [
     "acquire_all",
     "acting_as",
     "checked_timeout",
+    "current_agent",
+    "forget_waiting",
+    "note_waiting",
     "on_behalf_of",
     "owner_name",
     "positive_int",

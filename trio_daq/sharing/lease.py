@@ -127,6 +127,11 @@ class Lease:
         return held.owner if held is not None else None
 
     @property
+    def claim(self) -> Claim | None:
+        """The claim that holds it, if one does."""
+        return self._held
+
+    @property
     def held_for(self) -> float:
         """Seconds for which it has been held, 0 if it is free. For the Trio thread."""
         held = self._held

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import trio
 
@@ -25,6 +25,27 @@ Agent: TypeAlias = object
 """Who waits: a task, or what stands for a thread."""
 
 
+class Waiting(Protocol):
+    """What somebody waits for: a claim for a lease, or a command in the queue of a session.
+
+    Attributes:
+        owner: Who wants it.
+        task: The task that waits.
+        agent: That task, or the thread for which it waits.
+    """
+
+    owner: str
+    task: trio.lowlevel.Task
+    agent: Agent
+
+    @property
+    def resource(self) -> str:
+        """What is wanted."""
+
+    def lease_holder(self) -> Claim | None:
+        """Return the claim that stands in the way, None if nothing but time does."""
+
+
 class LineKind(enum.IntEnum):
     """Kinds of lines, in the order in which one owner may take them."""
 
@@ -33,29 +54,29 @@ class LineKind(enum.IntEnum):
     VISA = 3
 
 
-_waiting: dict[Agent, Claim] = {}
+_waiting: dict[Agent, Waiting] = {}
 _higher_kinds: dict[Agent, list[Claim]] = {}
 # Both belong to no run: tasks and threads are keys that no two runs share, and to look a variable of the run up would
 # cost more than all the rest of an acquire that need not wait.
 
 
-def note_waiting(claim: Claim) -> None:
-    """Note that the owner of *claim* waits for it, unless that would close a circle.
+def note_waiting(wanted: Waiting) -> None:
+    """Note that the owner of *wanted* waits for it, unless that would close a circle.
 
     Raises:
         DeadlockError: If it would.
     """
-    held = claim.lease_holder()
-    if held is not None and not _surely_goes_on(held, claim):
-        circle = _find_circle(claim)
+    held = wanted.lease_holder()
+    if held is not None and not _surely_goes_on(held, wanted):
+        circle = _find_circle(wanted)
         if circle is not None:
-            raise DeadlockError(resource=claim.resource, wanted_by=claim.owner, circle=circle)
-    _waiting[claim.agent] = claim
+            raise DeadlockError(resource=wanted.resource, wanted_by=wanted.owner, circle=circle)
+    _waiting[wanted.agent] = wanted
 
 
-def forget_waiting(claim: Claim) -> None:
-    """Note that the owner of *claim* waits no more."""
-    _waiting.pop(claim.agent, None)
+def forget_waiting(wanted: Waiting) -> None:
+    """Note that the owner of *wanted* waits no more."""
+    _waiting.pop(wanted.agent, None)
 
 
 def note_order(claim: Claim) -> None:
@@ -91,9 +112,9 @@ def forget_granted(claim: Claim) -> None:
 _Path: TypeAlias = tuple[tuple[str, str], ...]
 
 
-def _find_circle(wanted: Claim) -> _Path | None:
+def _find_circle(wanted: Waiting) -> _Path | None:
     """Return the resources and their holders on the way from *wanted* back to its owner, or None."""
-    stack: list[tuple[Claim, _Path]] = [(wanted, ())]
+    stack: list[tuple[Waiting, _Path]] = [(wanted, ())]
     seen: set[int] = set()
     while stack:
         waiting, path = stack.pop()
@@ -112,7 +133,7 @@ def _find_circle(wanted: Claim) -> _Path | None:
     return None
 
 
-def _surely_goes_on(held: Claim, wanted: Claim) -> bool:
+def _surely_goes_on(held: Claim, wanted: Waiting) -> bool:
     """Return whether its holder is another one, waits for nothing, and has opened no nursery inside its block."""
     return (
         held.agent is not wanted.agent and held.agent not in _waiting and len(held.task.child_nurseries) <= held.depth

@@ -1,10 +1,10 @@
 """Be the process of the simulated instruments: ``python -m trio_daq.sim --log FILE``.
 
 Once everything listens, one JSON line on stdout says where:
-``{"stage": "/dev/pts/7", "meter": 54321, "bus": null, "pid": 4711}``. Nothing else is ever printed there. It ends when
-its stdin ends, on SIGTERM, or on SIGINT. Until then it obeys lines on stdin: ``unplug`` pulls the stage's cable out,
-``replug`` puts it in again, ``restart S`` switches the meter off for S seconds, and ``deafen S`` has it read nothing
-for S seconds.
+``{"stage": "/dev/pts/7", "meter": 54321, "bus": null, "pid": 4711}``. Nothing else is ever printed there. With
+``--meter-over pty`` the meter, too, is at a path. It ends when its stdin ends, on SIGTERM, or on SIGINT. Until then it
+obeys lines on stdin: ``unplug`` pulls the stage's cable out, ``replug`` puts it in again; of a meter on a raw socket,
+``restart S`` switches it off for S seconds, and ``deafen S`` has it read nothing for S seconds.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ from trio_daq.sim.bus import SimulatedBus, SimulatedStation
 from trio_daq.sim.command_cutter import CommandCutter
 from trio_daq.sim.dialogue import Bench
 from trio_daq.sim.faults import CONNECTION_FAULTS, NO_FAULTS, FaultPlan
+from trio_daq.sim.hislip_line import serve_on_hislip
 from trio_daq.sim.log import InstrumentLog
 from trio_daq.sim.meter import SimulatedMeter
 from trio_daq.sim.stage import SimulatedStage
 from trio_daq.sim.tcp_line import TcpLine
+from trio_daq.sim.vxi11_line import serve_on_vxi11
 
 if TYPE_CHECKING:
     from trio_daq.sim.pty_line import PtyLine
@@ -38,6 +40,7 @@ MeterSocket = tuple[Bench, TcpLine]
 
 _KINDS = {"stage": "a stage controller on a pty", "meter": "a SCPI meter on TCP", "bus": "three stages on one pty"}
 _STATIONS = (b"1", b"2", b"3")
+_METER_SERVERS = {"hislip": serve_on_hislip, "vxi11": serve_on_vxi11}
 
 
 @attrs.frozen
@@ -48,6 +51,7 @@ class _Order:
     plans: Mapping[str, FaultPlan]
     stage_link: str | None
     meter_port: int
+    meter_over: str
     stall_limit: float | None
 
 
@@ -64,6 +68,12 @@ def _parse(arguments: Sequence[str] | None) -> _Order:
     parser.add_argument("--log", required=True, metavar="FILE", help="append the instruments' diary here")
     parser.add_argument("--stage-link", metavar="PATH", help="make a link to the stage's pty, which may come and go")
     parser.add_argument("--meter-port", type=int, default=0, metavar="PORT", help="TCP port on loopback, 0 for any")
+    parser.add_argument(
+        "--meter-over",
+        choices=("socket", *_METER_SERVERS, "pty"),
+        default="socket",
+        help="what carries the meter's messages",
+    )
     parser.add_argument(
         "--stall-limit", type=float, metavar="S", help="note when this process did not run for S seconds"
     )
@@ -88,7 +98,9 @@ def _parse(arguments: Sequence[str] | None) -> _Order:
             plans[instrument] = plan
         elif plan != NO_FAULTS:
             parser.error(f"faults of the {instrument} need --{instrument}")
-    return _Order(given["log"], plans, given["stage_link"], given["meter_port"], given["stall_limit"])
+    return _Order(
+        given["log"], plans, given["stage_link"], given["meter_port"], given["meter_over"], given["stall_limit"]
+    )
 
 
 async def _serve(order: _Order) -> None:
@@ -104,9 +116,14 @@ async def _serve(order: _Order) -> None:
                 where["stage"] = await nursery.start(cable.serve, Bench(SimulatedStage(), plan, log))
             if (plan := order.plans.get("meter")) is not None:
                 bench = Bench(SimulatedMeter(), plan, log)
-                line = TcpLine(bench, order.meter_port)
-                where["meter"] = await nursery.start(line.serve)
-                meter = bench, line
+                if order.meter_over == "pty":
+                    where["meter"] = await nursery.start(_open_cable(None).serve, bench)
+                elif order.meter_over == "socket":
+                    line = TcpLine(bench, order.meter_port)
+                    where["meter"] = await nursery.start(line.serve)
+                    meter = bench, line
+                else:
+                    where["meter"] = await nursery.start(_METER_SERVERS[order.meter_over], bench, order.meter_port)
             if (plan := order.plans.get("bus")) is not None:
                 stations = {
                     address: Bench(SimulatedStation(address, SimulatedStage()), plan, log) for address in _STATIONS

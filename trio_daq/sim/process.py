@@ -18,7 +18,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import trio
@@ -39,6 +39,15 @@ _JUST_NOW = 0.05
 TERMINATE_TIMEOUT = 1.0
 """Seconds after SIGTERM, and again after SIGKILL."""
 
+MeterOver = Literal["socket", "hislip", "vxi11", "pty"]
+"""What carries the meter's messages."""
+_METER_RESOURCES: dict[MeterOver, str] = {
+    "socket": "TCPIP::127.0.0.1::{}::SOCKET",
+    "hislip": "TCPIP::127.0.0.1::hislip0,{}::INSTR",
+    "vxi11": "TCPIP::127.0.0.1,{}::inst0::INSTR",
+    "pty": "ASRL{}::INSTR",
+}
+
 _log = logging.getLogger("trio_daq.sim")
 
 
@@ -49,6 +58,8 @@ class SimulatedLab:
     Attributes:
         stage_path: Serial port of the stage controller, None if there is none.
         meter_port: TCP port of the meter on 127.0.0.1, None if there is none.
+        meter_path: Serial port of the meter, None if it is on TCP or there is none.
+        meter_over: What carries the meter's messages.
         bus_path: Serial port of the three stages on one line, addresses 1 to 3, None if there are none.
         log: Their diary, see `read_log`.
         pid: Their process.
@@ -56,6 +67,8 @@ class SimulatedLab:
 
     stage_path: str | None
     meter_port: int | None
+    meter_path: str | None
+    meter_over: MeterOver
     bus_path: str | None
     log: Path
     pid: int
@@ -65,7 +78,8 @@ class SimulatedLab:
     @property
     def meter_resource(self) -> str | None:
         """VISA resource name of the meter; its messages end in a line feed."""
-        return None if self.meter_port is None else f"TCPIP::127.0.0.1::{self.meter_port}::SOCKET"
+        where = self.meter_path if self.meter_port is None else self.meter_port
+        return None if where is None else _METER_RESOURCES[self.meter_over].format(where)
 
     async def unplug_stage(self) -> None:
         """Pull the stage's cable out: whoever has its port open sees a hang-up, and the port is no longer there.
@@ -97,7 +111,7 @@ class SimulatedLab:
         its port refuses connections; after that it is the same port. Returns at once: the log says when it began.
 
         Raises:
-            ValueError: If there is no meter.
+            ValueError: If there is no meter, or it is not on a raw socket.
             trio.TooSlowError: If its process did not take the order within 5 s.
         """
         await self._tell_meter(b"restart", away_for)
@@ -110,8 +124,8 @@ class SimulatedLab:
         await self._tell_meter(b"deafen", seconds)
 
     async def _tell_meter(self, order: bytes, seconds: float) -> None:
-        if self.meter_port is None:
-            raise ValueError("this lab has no meter")
+        if self.meter_port is None or self.meter_over != "socket":
+            raise ValueError("this lab has no meter on a raw socket")
         with trio.fail_after(ORDER_TIMEOUT):
             await self._tell(b"%s %g\n" % (order, checked_timeout(seconds)))
 
@@ -134,6 +148,8 @@ async def open_simulated_lab(
     *,
     stage: FaultPlan | None = NO_FAULTS,
     meter: FaultPlan | None = NO_FAULTS,
+    meter_over: MeterOver = "socket",
+    meter_port: int = 0,
     bus: FaultPlan | None = None,
     stage_link: str | os.PathLike[str] | None = None,
     stall_limit: float | None = None,
@@ -146,7 +162,10 @@ async def open_simulated_lab(
     Args:
         log: File that the instruments append their diary to.
         stage: Faults of the stage controller on a pty (POSIX only), None for no stage.
-        meter: Faults of the meter on TCP, None for no meter.
+        meter: Faults of the meter, None for no meter.
+        meter_over: What carries the meter's messages: a raw TCP ``"socket"``, ``"hislip"``, ``"vxi11"`` or a ``"pty"``
+            (POSIX only).
+        meter_port: TCP port of the meter on 127.0.0.1, 0 for any free one.
         bus: Faults of each of three stages that share one pty (POSIX only), None for no such line.
         stall_limit: If their process did not run for so many seconds, stopped or starved, the log says so, as a fault
             ``"freeze"``. None: nobody looks.
@@ -173,11 +192,12 @@ async def open_simulated_lab(
         raise ValueError("a simulated lab needs a stage or a meter or a bus")
     if stage is None and stage_link is not None:
         raise ValueError("stage_link needs a stage")
-    if any(plan is not None and plan.needs_connection for plan in (stage, bus)):
+    if any(plan is not None and plan.needs_connection for plan in (stage, bus, meter if meter_over == "pty" else None)):
         raise ValueError(f"a serial line has no connection that could have {', '.join(CONNECTION_FAULTS)}")
     link = None if stage_link is None else Path(stage_link)
     command = [sys.executable, "-P", "-m", "trio_daq.sim", f"--log={os.fspath(log)}"]
     command += [*_options("stage", stage), *_options("meter", meter), *_options("bus", bus)]
+    command += [f"--meter-over={meter_over}", f"--meter-port={meter_port}"]
     command += [] if link is None else [f"--stage-link={link}"]
     command += [] if stall_limit is None else [f"--stall-limit={stall_limit}"]
     process = await trio.lowlevel.open_process(
@@ -187,7 +207,9 @@ async def open_simulated_lab(
         ready = await _wait_ready(process)
         yield SimulatedLab(
             stage_path=ready["stage"],
-            meter_port=ready["meter"],
+            meter_port=None if meter_over == "pty" else ready["meter"],
+            meter_path=ready["meter"] if meter_over == "pty" else None,
+            meter_over=meter_over,
             bus_path=ready["bus"],
             log=Path(log),
             pid=process.pid,

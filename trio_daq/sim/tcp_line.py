@@ -9,6 +9,7 @@ Invariant: while it is switched off its port stays taken, and refuses who connec
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import socket
 import struct
@@ -88,12 +89,7 @@ class TcpLine:
             with contextlib.suppress(trio.BrokenResourceError):  # nobody is there: what is said is lost
                 await stream.send_all(data)
 
-        def hang_up(how: HangUp) -> None:
-            if how == "reset":
-                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            stream.socket.close()
-
-        dialogue = self._bench.open_dialogue(send, hang_up)
+        dialogue = self._bench.open_dialogue(send, functools.partial(hang_up, stream))
         with contextlib.suppress(trio.BrokenResourceError):  # reset by the client
             while not dialogue.is_over and (data := await self._receive(stream)):
                 await dialogue.take(data)
@@ -103,3 +99,10 @@ class TcpLine:
         while (left := self._deaf_until - trio.current_time()) > 0:  # noqa: ASYNC110 - it may be moved meanwhile
             await trio.sleep(left)
         return bytes(await stream.receive_some(CHUNK))
+
+
+def hang_up(stream: trio.SocketStream, how: HangUp) -> None:
+    """End a client's connection at once; what is sent or received on it after that raises ClosedResourceError."""
+    if how == "reset":
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    stream.socket.close()

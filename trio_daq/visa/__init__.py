@@ -1,7 +1,35 @@
 """One queue for each VISA instrument, and one worker that talks to it."""
 
+from trio_daq.visa.pending import PendingReply
 from trio_daq.visa.resource_name import canonical_resource
-from trio_daq.visa.session import SessionStatistics, VisaSessionManager
+from trio_daq.visa.session import VisaSessionManager
 from trio_daq.visa.settings import VisaSessionConfig
+from trio_daq.visa.statistics import SessionStatistics
+from trio_daq.visa.transaction import Transaction
+from trio_daq.visa.transport import (
+    BlockError,
+    ConnectionLostError,
+    Progress,
+    Request,
+    Transport,
+    TransportError,
+    TransportTimeoutError,
+    UnaskedInputError,
+)
 
-__all__ = ["SessionStatistics", "VisaSessionConfig", "VisaSessionManager", "canonical_resource"]
+__all__ = [
+    "BlockError",
+    "ConnectionLostError",
+    "PendingReply",
+    "Progress",
+    "Request",
+    "SessionStatistics",
+    "Transaction",
+    "Transport",
+    "TransportError",
+    "TransportTimeoutError",
+    "UnaskedInputError",
+    "VisaSessionConfig",
+    "VisaSessionManager",
+    "canonical_resource",
+]

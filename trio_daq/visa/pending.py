@@ -1,58 +1,54 @@
-"""One command on its way through the queue, seen from both ends.
-
-The caller waits for it and may leave at any moment; the worker carries it out or passes it over. It is a record with
-rules, and talks to nobody.
-
-Invariant: it ends exactly once, in a reply or in an error; a command whose caller left before `begin` is never sent.
-"""
+"""The reply to a command that was put into the queue without waiting."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
 
-import outcome
-import trio
-
-Phase = Literal["place", "queued", "in_flight", "resync"]
+from trio_daq.errors import Sent
+from trio_daq.visa.order import Order
 
 
-class PendingCommand:
-    """A command, who wants it, until when, and how far it has come.
+class PendingReply:
+    """A command in the queue of a session, made by `submit`.
 
-    Attributes:
-        text: The command, without its termination.
-        expects_reply: Whether the instrument answers it.
-        owner: Who asked.
-        asked_at: Trio time at which they asked.
-        deadline: Trio time by which they want to know.
-        phase: Where it is.
-        wanted: Whether the caller still waits.
-        result: The reply or the error, once there is one.
+    Args:
+        order: What is in the queue.
+        text_of: Turns replies into text.
     """
 
-    __slots__ = ("_done", "asked_at", "deadline", "expects_reply", "owner", "phase", "result", "text", "wanted")
+    def __init__(self, order: Order, text_of: Callable[[Order, list[bytes]], list[str]]) -> None:
+        self._order = order
+        self._text_of = text_of
 
-    def __init__(self, text: str, expects_reply: bool, owner: str, timeout: float) -> None:
-        self.text = text
-        self.expects_reply = expects_reply
-        self.owner = owner
-        self.asked_at = trio.current_time()
-        self.deadline = self.asked_at + timeout
-        self.phase: Phase = "place"
-        self.wanted = True
-        self.result: outcome.Outcome[str] | None = None
-        self._done = trio.Event()
+    @property
+    def command(self) -> str:
+        """What was queued."""
+        return self._order.texts[0]
 
-    def is_due(self) -> bool:
-        """Return whether it is still to be sent: its caller waits and its deadline has not passed."""
-        return self.wanted and self.result is None and trio.current_time() < self.deadline
+    @property
+    def owner(self) -> str:
+        """Who queued it."""
+        return self._order.owner
 
-    def end(self, result: outcome.Outcome[str]) -> None:
-        """Give the caller what it waits for. Only the first result counts."""
-        if self.result is None:
-            self.result = result
-            self._done.set()
+    @property
+    def sent(self) -> Sent:
+        """Whether it has reached the instrument."""
+        return self._order.sent
 
-    async def wait(self) -> None:
-        """Wait until it has ended."""
-        await self._done.wait()
+    def is_done(self) -> bool:
+        """Return whether it has ended, in a reply or in an error."""
+        return self._order.result is not None
+
+    async def wait(self) -> str:
+        """Wait for the reply and return it, ``""`` if it is not answered. Cancelled, only this wait ends.
+
+        Raises:
+            CommandCancelledError: If it was cancelled.
+            trio.BusyResourceError: If another task waits for it.
+            DaqError: As `CommandVerbs.query` raises it.
+        """
+        return self._text_of(self._order, await self._order.wait(abandon=False))[0]
+
+    def cancel(self) -> None:
+        """Take it back: what was not sent never will be, and what was is finished, and its reply dropped."""
+        self._order.abandon()

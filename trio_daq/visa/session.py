@@ -1,84 +1,53 @@
-"""One VISA instrument, one queue, one worker.
+"""The one way to a VISA instrument that many tasks use: a queue, and a worker that carries out what is in it.
 
-Callers put commands into a bounded memory channel; the worker, which alone touches the connection, takes them in
-order. A command whose caller is gone, or whose deadline has passed, is not sent. After an exchange that did not end
-well the connection is never used again.
+Sessions of one resource share its link and its lane; each has its own life, its own owners and its own default
+deadline. What goes over the connection is decided elsewhere: here is only who may put an order, and until when.
 
-Invariants: at most one command is in flight; `_waiting` holds the commands that have been asked for and not begun,
-in order; a reply goes to the command that was in flight when its bytes were read, or to nobody.
+Invariants: a session takes orders exactly between having been opened and being stopped; each of its orders has ended
+when it is closed; the link is closed with its last session.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Literal, Self
 
 import attrs
-import outcome
 import trio
 
-from trio_daq.errors import (
-    CommandTimeoutError,
-    DaqError,
-    LineLostError,
-    LineOpenError,
-    LineUnusableError,
-    ReplyError,
-    Sent,
-    SessionClosedError,
-)
-from trio_daq.sharing import ServiceNursery, checked_timeout, owner_name
-from trio_daq.visa.pending import PendingCommand
-from trio_daq.visa.pyvisa_transport import PyvisaTransport, TransportError, TransportTimeoutError
+from trio_daq.errors import SessionClosedError
+from trio_daq.sharing import LineKind, ServiceNursery, checked_timeout, owner_name
+from trio_daq.visa.lane import Lane
+from trio_daq.visa.link import CLOSE_TIMEOUT, VisaLink
+from trio_daq.visa.opening import MakeTransport, make_transport
+from trio_daq.visa.order import Order, Priority, Replies
+from trio_daq.visa.registry import join, leave
+from trio_daq.visa.resource_name import canonical_resource
 from trio_daq.visa.settings import VisaSessionConfig
-from trio_daq.wire import expects_reply
+from trio_daq.visa.statistics import SessionStatistics
+from trio_daq.visa.transaction import Transaction
+from trio_daq.visa.transport import Progress, Request
+from trio_daq.visa.verbs import CommandVerbs
+from trio_daq.wire import TraceEntry
 
 _log = logging.getLogger("trio_daq.visa")
 
-_CLOSE_TIMEOUT = 2.0
-"""Seconds that closing one connection may take before it is left to its thread."""
+_OPENING = 2.0
+"""Times the session's timeout that opening may take: to connect, and to get the first answers."""
 
 
-@attrs.frozen
-class SessionStatistics:
-    """What a `VisaSessionManager` looked like at one moment.
-
-    Attributes:
-        in_flight: Owner of the command that the instrument is at, or None.
-        in_flight_for: Seconds since that command was sent, 0 if there is none.
-        waiting: Owners of the commands in the queue, next one first.
-        executed: Commands that were carried out, by owner.
-        timed_out: Commands that ended by their deadline, wherever they were.
-        never_sent: Commands that were dropped before they were sent.
-        abandoned: Replies that came after their caller had left, and went to nobody.
-        resyncs: Connections that were given up after an unfinished exchange.
-        hand_overs: Commands of another owner than the one before.
-        longest_wait: Seconds that a carried-out command had waited in the queue, at most.
-    """
-
-    in_flight: str | None
-    in_flight_for: float
-    waiting: tuple[str, ...]
-    executed: Mapping[str, int]
-    timed_out: int
-    never_sent: int
-    abandoned: int
-    resyncs: int
-    hand_overs: int
-    longest_wait: float
-
-
-class VisaSessionManager:
+class VisaSessionManager(CommandVerbs):
     """The one way to an instrument that many tasks use.
 
-    Used alone it is an ``async with`` block; a manager runs `serve` in a nursery of its own instead.
+    Used alone it is an ``async with`` block; a manager runs `serve` in a nursery of its own instead. Two of the same
+    resource share one worker, whatever they call it.
 
     Args:
         config: Its settings, or just the VISA resource name.
         timeout: Overrides the settings: seconds for each command that names no deadline.
+        make_transport: Makes the connection, which is not open yet; by default the one that the settings ask for.
 
     Example::
 
@@ -86,131 +55,200 @@ class VisaSessionManager:
             print(await dmm.enqueue_command("*IDN?", owner="v2_logger"))
     """
 
-    def __init__(self, config: VisaSessionConfig | str, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        config: VisaSessionConfig | str,
+        timeout: float | None = None,
+        make_transport: MakeTransport = make_transport,
+    ) -> None:
         settings = VisaSessionConfig(resource=config) if isinstance(config, str) else config
         self.config = settings if timeout is None else attrs.evolve(settings, timeout=timeout)
-        self._send, self._receive = trio.open_memory_channel[PendingCommand](self.config.queue_size)
-        self._waiting: dict[PendingCommand, None] = {}
-        self._in_flight: PendingCommand | None = None
-        self._sent_at = 0.0
-        self._transport: PyvisaTransport | None = None
-        self._unusable: str | None = None
-        self._opened = self._closing = False
-        self._stop = trio.CancelScope()
+        self._make_transport = make_transport
+        self._lane: Lane | None = None
+        self._link: VisaLink | None = None
+        self._is_open = self._is_stopping = self._is_closing = False
+        self._stopping = trio.Event()
         self._ended = trio.Event()
+        self._worker_ended = trio.Event()
+        self._work_scope = trio.CancelScope(shield=True)
+        self._is_on_duty = False
         self._service: ServiceNursery | None = None
-        self._executed: Counter[str] = Counter()
-        self._counts: Counter[str] = Counter()
-        self._last_owner: str | None = None
-        self._longest_wait = 0.0
+        self._has_warned = False
+
+    # --- what one sees -----------------------------------------------------------------------------------------------
 
     @property
-    def resource(self) -> str:
-        """The VISA resource name, as configured."""
-        return self.config.resource
+    def state(self) -> Literal["closed", "parked", "open", "dirty", "lost", "unusable"]:
+        """How the connection is.
 
-    @property
-    def state(self) -> Literal["open", "lost", "unusable", "closed"]:
-        """``"lost"``: the connection failed and is opened again for the next command; ``"unusable"``: it is not."""
-        if self._closing or not self._opened:
-            return "closed"
-        if self._unusable is not None:
-            return "unusable"
-        return "open" if self._transport is not None else "lost"
-
-    async def enqueue_command(self, command: str, timeout: float | None = None, owner: str | None = None) -> str:
-        """Queue *command* and return its reply, or ``""`` if it is one that the instrument does not answer.
-
-        Whether it answers is decided by the dialect: in SCPI, a header that ends in ``?``. One deadline covers the
-        wait for a place, the queue and the exchange. Cancelled or expired before it is sent, it never will be;
-        cancelled later, the exchange is finished and its reply dropped.
-
-        Args:
-            command: One program message, ASCII, without termination characters.
-            timeout: Seconds, None for the session's own.
-            owner: Who asks; the member's id or the task's name if omitted.
-
-        Raises:
-            TypeError, ValueError: If an argument is wrong.
-            CommandTimeoutError: If there was no reply in time. Its ``sent`` says whether the instrument may act on it.
-            LineLostError: If the connection failed while it was in flight.
-            LineOpenError: If the connection had failed before and could not be opened again.
-            LineUnusableError: If the connection had failed and must not be opened again by itself.
-            ReplyError: If the reply is not ASCII.
-            SessionClosedError: If the session is closed.
+        ``"dirty"``: a late reply may come, it is being made trustworthy; ``"lost"``: it failed and is opened again;
+        ``"unusable"``: it could not be made trustworthy, and that is tried again from time to time; ``"parked"``: it is
+        closed to make room for another session of the bus, and opened when it is needed.
         """
-        return await self._run(command, expects_reply(command), timeout, owner)
+        return self._link.state if self._link is not None and self._is_open else "closed"
 
-    async def query(self, command: str, timeout: float | None = None, owner: str | None = None) -> str:
-        """Queue *command* and return its reply, whatever the command looks like. Raises as `enqueue_command`."""
-        return await self._run(command, True, timeout, owner)
-
-    async def write(self, command: str, timeout: float | None = None, owner: str | None = None) -> None:
-        """Queue *command*, expect no reply, and return when it was written. Raises as `enqueue_command`."""
-        await self._run(command, False, timeout, owner)
+    @property
+    def order(self) -> tuple[LineKind, str]:
+        """Its place in the order in which `acquire_all` takes lines."""
+        return LineKind.VISA, canonical_resource(self.resource)
 
     def queue_depth(self) -> int:
         """Return how many commands wait; the one in flight and those whose caller has left do not count."""
-        return len(self._waiting)
+        link = self._link
+        return 0 if link is None else len(link.queue) + (0 if link.exclusive is None else len(link.exclusive))
 
     def current_owner(self) -> str | None:
-        """Return whose command the instrument is at, or None."""
-        return self._in_flight.owner if self._in_flight is not None else None
+        """Return whose command the instrument is at, else who has a transaction, or None."""
+        if self._link is None:
+            return None
+        return self._link.in_flight.owner if self._link.in_flight is not None else self._link.lease.holder
 
     def statistics(self) -> SessionStatistics:
-        """Return a snapshot for displays, health checks and tests."""
+        """Return a snapshot for displays, health checks and tests.
+
+        Raises:
+            SessionClosedError: If it was never opened.
+        """
+        link = self._link
+        if link is None:
+            raise SessionClosedError(resource=self.resource, owner=owner_name(None))
+        tally, in_flight = link.tally, link.in_flight
+        waiting = (*(link.exclusive or ()), *link.queue)
         return SessionStatistics(
-            in_flight=self.current_owner(),
-            in_flight_for=trio.current_time() - self._sent_at if self._in_flight is not None else 0.0,
-            waiting=tuple(command.owner for command in self._waiting),
-            executed=dict(self._executed),
-            timed_out=self._counts["timed_out"],
-            never_sent=self._counts["never_sent"],
-            abandoned=self._counts["abandoned"],
-            resyncs=self._counts["resyncs"],
-            hand_overs=self._counts["hand_overs"],
-            longest_wait=self._longest_wait,
+            in_flight=None if in_flight is None else in_flight.owner,
+            in_flight_for=0.0 if in_flight is None else trio.current_time() - link.begun_at,
+            transaction=link.lease.holder,
+            waiting=tuple(order.owner for order in waiting),
+            executed=dict(tally.executed),
+            timed_out=tally.timed_out,
+            never_sent=tally.never_sent,
+            cancelled=tally.cancelled,
+            failed=tally.failed,
+            abandoned=tally.abandoned,
+            resyncs=tally.resyncs,
+            reconnects=tally.reconnects,
+            hand_overs=tally.hand_overs,
+            longest_wait=tally.longest_wait,
+            wait_times=tally.wait_times.counts(),
+            execution_times=tally.execution_times.counts(),
         )
+
+    def trace(self) -> tuple[TraceEntry, ...]:
+        """Return the last 200 exchanges, oldest first, whoever made them."""
+        return () if self._link is None else self._link.trace.entries()
+
+    # --- what one does -----------------------------------------------------------------------------------------------
+
+    def transaction(
+        self, owner: str | None = None, timeout: float | None = None, max_hold: float | None = None
+    ) -> Transaction:
+        """Return an ``async with`` block that has the instrument to itself, with the same verbs as the session.
+
+        It takes its place in the queue when it is entered. Inside it the session itself must not be used by the same
+        task, which would wait for itself.
+
+        Args:
+            owner: Who wants it; the member's id or the task's name if omitted. Its commands bear that name.
+            timeout: Seconds to wait for it, None for the session's own.
+            max_hold: Seconds after which it is taken back and its block cancelled; None for the session's own.
+
+        Raises:
+            SessionClosedError: If the session is not open.
+            CommandTimeoutError: On entering, if its turn did not come in time.
+            DeadlockError: On entering, if the task would have to wait for itself.
+            LeaseRevokedError: On leaving, if it was held for too long.
+        """
+        name = owner_name(owner)
+        seconds = self.config.timeout if timeout is None else checked_timeout(timeout)
+        hold = self.config.max_hold if max_hold is None else checked_timeout(max_hold, "max_hold", zero=False)
+        lane, link = self._opened(name)
+        return Transaction(self, lane, link, self.config, name, seconds, hold)
+
+    def acquire(self, owner: str | None = None, timeout: float | None = None) -> Transaction:
+        """Return a `transaction`, under the name that `acquire_all` knows."""
+        return self.transaction(owner, timeout)
+
+    async def reconnect(self, timeout: float | None = None) -> None:
+        """Close the connection and open it again, once the command in flight has ended. What is queued waits for it.
+
+        Args:
+            timeout: Seconds to wait for it, None for twice the session's own.
+
+        Raises:
+            LineOpenError: If it cannot be opened; it is tried again as after a loss.
+            LineUnusableError: If it cannot be made trustworthy.
+            CommandTimeoutError: If it was not open in time.
+            SessionClosedError: If the session is not open.
+        """
+        seconds = _OPENING * self.config.timeout if timeout is None else checked_timeout(timeout)
+        _, link = self._opened(owner_name(None))
+
+        async def work(_: Order) -> Replies:
+            await link.reconnect()
+            return []
+
+        await self._demand("reconnect", seconds, work)
+
+    # --- its life ----------------------------------------------------------------------------------------------------
 
     async def serve(self, *, task_status: trio.TaskStatus[Self] = trio.TASK_STATUS_IGNORED) -> None:
         """Open the connection and carry out commands until `stop` or cancellation; then close it.
 
         Raises:
             LineOpenError: If the connection cannot be opened; nothing is left behind.
+            LineUnusableError: If it cannot be made trustworthy; nothing is left behind.
             SessionClosedError: If it was served before: a session has one life.
+            ValueError: If the resource is in use with other settings.
         """
-        await self._open()
-        task_status.started(self)
-        await self._serve_open()
+        self._join()
+        service = ServiceNursery()
+        async with service as nursery:
+            nursery.start_soon(self._work)
+            patience = 0.0
+            try:
+                await self._open()
+                task_status.started(self)
+                await self._stopping.wait()
+                patience = self.config.timeout
+            finally:
+                await self._close(patience)
 
     def stop(self) -> None:
         """Take no more commands, fail those that wait with `SessionClosedError`, and let `serve` end.
 
         The command in flight is finished first, within its own deadline.
         """
-        self._refuse_all()
-        self._send.close()
+        self._is_stopping = True
+        self._is_open = False
+        self._stopping.set()
+        if self._link is not None:
+            for queue in (self._link.queue, self._link.exclusive or ()):
+                for order in queue:
+                    if order.patron is self:
+                        order.fail(self._link.closed_under(order))
 
     async def close(self, timeout: float = 2.0) -> None:
-        """Stop, and wait until the connection is closed. Bounded: after *timeout* the command in flight is given up.
+        """Stop, and wait until the connection is closed. After *timeout* seconds the command in flight is given up.
 
-        Shielded from cancellation for that time.
+        Shielded from cancellation for that time and two seconds more at most. A connection that another session uses
+        too stays open.
         """
         checked_timeout(timeout)
         self.stop()
-        if not self._opened:
-            return
-        with trio.CancelScope(shield=True):
-            with trio.move_on_after(timeout):
-                await self._ended.wait()
-            self._stop.cancel()
-            await self._ended.wait()
+        if self._link is not None:
+            await self._close(timeout)
 
     async def __aenter__(self) -> Self:
-        await self._open()
+        self._join()
         self._service = ServiceNursery()
         nursery = await self._service.__aenter__()
-        nursery.start_soon(self._serve_shielded)
+        nursery.start_soon(self._work)
+        try:
+            await self._open()
+        except BaseException as error:
+            await self._close(0.0)
+            if not await self._service.__aexit__(type(error), error, error.__traceback__):
+                raise
         return self
 
     async def __aexit__(
@@ -220,165 +258,124 @@ class VisaSessionManager:
         await self.close()
         return await self._service.__aexit__(kind, error, traceback)
 
-    async def _open(self) -> None:
-        if self._opened or self._closing:
+    def _join(self) -> None:
+        if self._link is not None or self._is_stopping:
             raise SessionClosedError(resource=self.resource, owner=owner_name(None))
-        self._transport = await self._connect(self.config.timeout)
-        self._opened = True
+        self._lane, self._link = join(self.config, self._make_transport)
 
-    async def _serve_shielded(self) -> None:
-        # Nothing but close() ends the worker, so that a cancelled block still closes in order.
-        with trio.CancelScope(shield=True):
-            await self._serve_open()
+    async def _open(self) -> None:
+        """Have the worker, whosever it is, open the connection unless it is open already."""
+        link = self._link
+        assert link is not None
 
-    async def _serve_open(self) -> None:
-        try:
-            with self._stop:
-                await self._work()
-        finally:
-            self._refuse_all()
-            if self._transport is not None:
-                await self._transport.aclose(_CLOSE_TIMEOUT)
-            self._ended.set()
+        async def work(_: Order) -> Replies:
+            if link.transport is None:
+                await link.connect()
+            return []
 
-    async def _run(self, text: str, reply: bool, timeout: float | None, owner: str | None) -> str:
-        self._check_text(text)
-        seconds = self.config.timeout if timeout is None else checked_timeout(timeout)
-        command = PendingCommand(text, reply, owner_name(owner), seconds)
-        if self._closing:
-            raise SessionClosedError(resource=self.resource, owner=command.owner)
-        self._waiting[command] = None
-        position = 0
-        try:
-            with trio.move_on_at(command.deadline):
-                await self._send.send(command)
-                command.phase = "queued" if command.phase == "place" else command.phase
-                await command.wait()
-        except (trio.ClosedResourceError, trio.BrokenResourceError) as error:
-            raise SessionClosedError(resource=self.resource, owner=command.owner) from error
-        finally:
-            command.wanted = False
-            if command in self._waiting:
-                position = list(self._waiting).index(command) + (self._in_flight is not None)
-                del self._waiting[command]
-                self._counts["never_sent"] += 1
-        result = command.result or outcome.Error(self._timeout_of(command, position))
-        if isinstance(result, outcome.Error) and isinstance(result.error, CommandTimeoutError):
-            self._counts["timed_out"] += 1
-        return result.unwrap()
+        self._is_open = True
+        await self._demand("opening", _OPENING * self.config.timeout, work)
+
+    async def _demand(self, what: str, timeout: float, work: Callable[[Order], Awaitable[Replies]]) -> None:
+        lane, link = self._opened(owner_name(None))
+        order = Order(link, (), (what,), owner_name(None), timeout, work=work, patron=self)
+        lane.demands.append(order)
+        lane.ring()
+        await order.wait(abandon=True)
 
     async def _work(self) -> None:
-        async for command in self._receive:
-            if not command.is_due():
-                continue
-            del self._waiting[command]
-            self._in_flight, self._sent_at = command, trio.current_time()
-            try:
-                await self._carry_out(command)
-            finally:
-                self._in_flight = None
-                command.end(outcome.Error(self._closed(command)))
-
-    async def _carry_out(self, command: PendingCommand) -> None:
+        assert self._lane is not None
         try:
-            transport = self._transport or await self._reconnect(command)
-        except DaqError as error:
-            command.end(outcome.Error(error))
+            # Shielded, so that a cancelled block still closes in order; `_close` ends it.
+            with self._work_scope:
+                async with self._lane.duty:
+                    self._is_on_duty = True
+                    await self._lane.work(lambda: self._is_closing)
+        finally:
+            self._worker_ended.set()
+
+    async def _close(self, timeout: float) -> None:
+        if self._is_closing:
+            with trio.CancelScope(shield=True):
+                await self._ended.wait()
             return
-        if not command.is_due():  # reopening took its time: the caller has left, or is about to
-            self._counts["never_sent"] += 1
-            command.end(outcome.Error(self._timeout_of(command, 0)))
-            return
-        command.phase = "in_flight"
-        data = (command.text + self.config.write_termination).encode("ascii")
-        try:
-            reply = await transport.exchange(data, command.expects_reply, command.deadline)
-        except TransportError as error:
-            command.end(outcome.Error(self._explain(command, error, transport.sent)))
-            await self._give_up(str(error))
-            return
-        self._count(command)
-        command.end(outcome.capture(self._decode, command, reply))
+        self.stop()
+        lane, link = self._lane, self._link
+        assert lane is not None
+        assert link is not None
+        deadline = trio.current_time() + timeout
+        with trio.CancelScope(shield=True):
+            await self._wait_for_mine(link, deadline)
+            is_last = leave(link)
+            self._is_closing = True
+            if is_last:
+                link.give_up()
+                with trio.move_on_after(2 * CLOSE_TIMEOUT):
+                    while link.is_busy:
+                        await link.rest.park()
+                await link.disconnect(abort=False)
+            if self._is_on_duty:  # it may be at another session's command just now
+                lane.ring()
+                with trio.move_on_at(deadline):
+                    await self._worker_ended.wait()
+            self._work_scope.cancel()
+            await self._worker_ended.wait()
+            self._ended.set()
 
-    async def _connect(self, timeout: float) -> PyvisaTransport:
-        transport = PyvisaTransport(self.config)
-        try:
-            await transport.open(timeout)
-        except BaseException:
-            await transport.aclose(_CLOSE_TIMEOUT)
-            raise
-        return transport
+    async def _wait_for_mine(self, link: VisaLink, deadline: float) -> None:
+        """Let the command in flight end, if it is of this session; after *deadline* give it up."""
+        with trio.move_on_at(deadline):
+            while link.in_flight is not None and link.in_flight.patron is self:
+                await link.rest.park()
+        if link.in_flight is not None and link.in_flight.patron is self:
+            link.in_flight.fail(link.closed_under(link.in_flight))
+            link.give_up()
 
-    async def _reconnect(self, command: PendingCommand) -> PyvisaTransport:
-        """Open a new connection on the deadline of *command*, after the worker's own try has failed."""
-        if self._unusable is not None:
-            raise LineUnusableError(resource=self.resource, reason=self._unusable)
-        command.phase = "resync"
-        self._transport = await self._connect(max(0.001, command.deadline - trio.current_time()))
-        return self._transport
+    # --- what the verbs need -----------------------------------------------------------------------------------------
 
-    async def _give_up(self, reason: str) -> None:
-        """Leave the connection, in which a late reply may sit, and open a new one at once if that is a cure."""
-        transport, self._transport = self._transport, None
-        self._counts["resyncs"] += 1
-        if transport is not None:
-            await transport.aclose(_CLOSE_TIMEOUT)
-        if not self.resource.upper().startswith("TCPIP"):
-            # Closing a GPIB, USB or serial session does not take back what the instrument is about to say.
-            self._unusable = f"an exchange was left unfinished ({reason}) and its late reply cannot be told apart"
-            _log.error("%s: %s", self.resource, self._unusable)
-            return
-        try:
-            self._transport = await self._connect(self.config.timeout)
-        except LineOpenError as error:
-            _log.warning("%s", error)
+    def _opened(self, owner: str) -> tuple[Lane, VisaLink]:
+        if not self._is_open or self._lane is None or self._link is None:
+            raise SessionClosedError(resource=self.resource, owner=owner)
+        return self._lane, self._link
 
-    def _refuse_all(self) -> None:
-        self._closing = True
-        for command in list(self._waiting):
-            command.end(outcome.Error(self._closed(command)))
+    def _put(self, order: Order, *, wait: bool) -> None:
+        lane, link = self._lane, self._link
+        if lane is None or link is None or not self._is_open:
+            raise SessionClosedError(resource=self.resource, owner=order.owner)
+        if link.state in ("unusable", "lost") and (refusal := link.refusal(order.owner)) is not None:
+            raise refusal
+        if wait:
+            link.queue.put(order)
+        else:
+            link.queue.put_nowait(order, self.current_owner())
+        self._warn_of_depth(link)
+        lane.ring()
 
-    def _closed(self, command: PendingCommand) -> SessionClosedError:
-        sent: Sent = self._transport.sent if self._transport is not None and command.phase == "in_flight" else "no"
-        return SessionClosedError(resource=self.resource, owner=command.owner, sent=sent)
-
-    def _count(self, command: PendingCommand) -> None:
-        self._executed[command.owner] += 1
-        self._counts["abandoned"] += not command.wanted
-        self._counts["hand_overs"] += self._last_owner not in (None, command.owner)
-        self._last_owner = command.owner
-        self._longest_wait = max(self._longest_wait, self._sent_at - command.asked_at)
-
-    def _decode(self, command: PendingCommand, reply: bytes) -> str:
-        try:
-            return reply.decode("ascii").removesuffix(self.config.read_termination)
-        except UnicodeDecodeError:
-            raise ReplyError(
-                resource=self.resource, owner=command.owner, command=command.text, reply=reply, expected="ASCII text"
-            ) from None
-
-    def _explain(self, command: PendingCommand, error: TransportError, sent: Sent) -> DaqError:
-        if isinstance(error, TransportTimeoutError):
-            return self._timeout_of(command, 0)
-        return LineLostError(resource=self.resource, owner=command.owner, reason=str(error), sent=sent)
-
-    def _timeout_of(self, command: PendingCommand, position: int) -> CommandTimeoutError:
-        in_flight = command.phase == "in_flight"
-        return CommandTimeoutError(
-            resource=self.resource,
-            command=command.text,
-            owner=command.owner,
-            phase=command.phase,
-            sent=self._transport.sent if in_flight and self._transport is not None else "yes" if in_flight else "no",
-            waited=trio.current_time() - command.asked_at,
-            position=position,
-        )
-
-    def _check_text(self, text: str) -> None:
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"a command is text of at least one character, not {text!r}")
-        if not text.isascii() or any(char in text for char in "\r\n\0" + self.config.write_termination):
-            raise ValueError(
-                f"{text!r} holds a character that is not ASCII or that would end the command early; "
-                "termination is added by the session"
+    def _warn_of_depth(self, link: VisaLink) -> None:
+        depth = len(link.queue)
+        if depth <= self.config.queue_warning // 2:
+            self._has_warned = False
+        elif depth >= self.config.queue_warning and not self._has_warned:
+            self._has_warned = True
+            _log.warning(
+                "%s: %d commands wait, and the instrument is at one of %s; ask less often, or give the urgent ones "
+                "priority",
+                self.resource,
+                depth,
+                self.current_owner(),
             )
+
+    def _new_order(
+        self,
+        requests: Sequence[Request],
+        texts: Sequence[str],
+        owner: str,
+        timeout: float,
+        priority: Priority,
+        progress: Progress | None,
+    ) -> Order:
+        # A session that was not opened has no link, and `_put` would say so: but an order needs one to be made.
+        _, link = self._opened(owner)
+        return Order(
+            link, requests, texts, owner, timeout, priority, work=link.carry_out, patron=self, progress=progress
+        )

@@ -1,0 +1,156 @@
+"""One worker for the sessions that must not talk at once: those of one instrument, or of one bus.
+
+It takes the next order, first come first served within a priority, sees to connections that need it, and does nothing
+else. Whichever session is on duty lends it its task; when that session leaves, another one's goes on.
+
+Invariants: at most one exchange is under way in the lane; an order that waits is passed over by at most eight of
+higher priority, and one more for each priority between; while a link has a transaction, only its orders are taken.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+
+import trio
+
+from trio_daq.visa.link import VisaLink
+from trio_daq.visa.order import Order, Priority
+from trio_daq.visa.queue import PRIORITIES, CommandQueue
+
+_MOST_BYPASSES = 8
+"""Orders of a higher priority that may go before one that waits."""
+
+
+class Lane:
+    """The worker's view of one bus.
+
+    Args:
+        name: Of the bus, for errors.
+        max_open: How many of its links may be connected at once.
+
+    Attributes:
+        links: The resources of the lane.
+        demands: Orders that do not stand in line: to open a link, or to open it again.
+        duty: Held by the session whose task works for the lane.
+    """
+
+    def __init__(self, name: str, max_open: int | None) -> None:
+        self.name = name
+        self.max_open = max_open
+        self.links: list[VisaLink] = []
+        self.demands: deque[Order] = deque()
+        self.duty = trio.Lock()
+        self._ring, self._bell = trio.open_memory_channel[None](1)
+        self._is_idle = False
+        self._bypassed: dict[Priority, int] = dict.fromkeys(PRIORITIES, 0)
+
+    def ring(self) -> None:
+        """Tell the worker that there may be something to do."""
+        if self._is_idle:
+            self._is_idle = False
+            self._ring.send_nowait(None)
+
+    async def work(self, is_over: Callable[[], bool]) -> None:
+        """Serve the lane until *is_over*, which `ring` makes it ask. For whoever is on duty."""
+        while not is_over():
+            if not await self._take_a_turn():
+                await self._wait()
+
+    async def _take_a_turn(self) -> bool:
+        """Do one thing; return whether there was any."""
+        if self.demands:
+            demand = self.demands.popleft()
+            await self._make_room_for(demand.link)
+            await demand.link.serve(demand)
+            return True
+        for link in self.links:
+            if self._next_try(link) == 0:
+                await self._prepare(link)
+                return True
+        order = self._choose()
+        if order is None:
+            return False
+        if order.deadline <= trio.current_time():
+            order.expire()
+        elif order.link.state == "open":
+            await order.link.serve(order)
+            if order.requests and order.requests[-1].reply == "nothing":
+                await trio.lowlevel.cancel_shielded_checkpoint()  # to write need not have waited
+        elif (refusal := order.link.refusal(order.owner)) is not None:
+            order.fail(refusal)
+        else:
+            await self._prepare(order.link)
+        return True
+
+    async def _wait(self) -> None:
+        tries = [left for link in self.links if (left := self._next_try(link)) is not None]
+        self._is_idle = True
+        if tries:
+            with trio.move_on_after(min(tries)):
+                await self._bell.receive()
+            self._is_idle = False
+        else:
+            await self._bell.receive()
+
+    def _next_try(self, link: VisaLink) -> float | None:
+        """Return the seconds until *link* is to be seen to, None if not by itself."""
+        if self.max_open is not None and not (self._has_room_for(link) and len(self._queue_in_turn(link))):
+            return None  # a connection that nobody needs now must not cost another one its place
+        return link.next_try()
+
+    def _choose(self) -> Order | None:
+        """Return the order that is next, or None."""
+        heads: dict[Priority, Order] = {}
+        queues = [self._queue_in_turn(link) for link in self.links if self._may_serve(link)]
+        for priority in PRIORITIES:
+            for queue in queues:
+                order = queue.first(priority)
+                if order is not None and (priority not in heads or order.asked_at < heads[priority].asked_at):
+                    heads[priority] = order
+        if not heads:
+            return None
+        bypassed = self._bypassed
+        chosen = next(iter(heads))
+        for priority in reversed(heads):
+            if bypassed[priority] >= _MOST_BYPASSES:
+                chosen = priority
+                break
+        for priority in PRIORITIES[PRIORITIES.index(chosen) + 1 :]:
+            bypassed[priority] = bypassed[priority] + 1 if priority in heads else 0
+        bypassed[chosen] = 0
+        return heads[chosen]
+
+    def _queue_in_turn(self, link: VisaLink) -> CommandQueue:
+        return link.queue if link.exclusive is None else link.exclusive
+
+    def _may_serve(self, link: VisaLink) -> bool:
+        if link.state == "open":
+            return True
+        return not link.next_try() and self._has_room_for(link)
+
+    async def _prepare(self, link: VisaLink) -> None:
+        await self._make_room_for(link)
+        await link.care()
+
+    # --- how many may be open ----------------------------------------------------------------------------------------
+
+    def _others_open(self, link: VisaLink) -> list[VisaLink]:
+        return [other for other in self.links if other is not link and other.transport is not None]
+
+    def _has_room_for(self, link: VisaLink) -> bool:
+        """Return whether *link* is open, or may be, if need be after another one was closed."""
+        if self.max_open is None or link.transport is not None:
+            return True
+        kept = sum(other.exclusive is not None for other in self._others_open(link))
+        return kept < self.max_open
+
+    async def _make_room_for(self, link: VisaLink) -> None:
+        if self.max_open is None or link.transport is not None:
+            return
+        others = self._others_open(link)
+        # The one that was not used for longest goes; one with a transaction would lose it, so it goes last.
+        others.sort(key=lambda other: math.inf if other.exclusive is not None else other.used_at)
+        for other in others[: max(0, len(others) + 1 - self.max_open)]:
+            await other.disconnect(abort=False)

@@ -1,0 +1,450 @@
+"""The connection to one VISA resource: it opens it, carries out one order at a time, and keeps it trustworthy.
+
+All of it that waits is called by the worker of the lane, one thing at a time, and by whoever closes it when no worker
+can come any more. It knows neither queues of others nor priorities.
+
+Invariants: `transport` is set exactly in the states ``open`` and ``dirty``; in ``open`` nothing is owed on it, so the
+next reply belongs to the next command; a command is given to it in ``open`` only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import outcome
+import trio
+
+from trio_daq.errors import (
+    CommandTimeoutError,
+    DaqError,
+    InstrumentError,
+    LineLostError,
+    LineOpenError,
+    LineUnusableError,
+    ReplyError,
+    SessionClosedError,
+    TransactionBrokenError,
+)
+from trio_daq.sharing import Backoff, Lease, LineKind
+from trio_daq.visa.error_queue import InstrumentErrors, NoErrorReplyError, read_error_queue
+from trio_daq.visa.opening import MakeTransport
+from trio_daq.visa.order import Order, Replies
+from trio_daq.visa.queue import CommandQueue
+from trio_daq.visa.resync import Resync, is_cleared_at_opening, resyncs_by
+from trio_daq.visa.settings import VisaSessionConfig
+from trio_daq.visa.statistics import Tally
+from trio_daq.visa.transport import (
+    BlockError,
+    ConnectionLostError,
+    Request,
+    Transport,
+    TransportError,
+    TransportTimeoutError,
+    UnaskedInputError,
+)
+from trio_daq.wire import Trace, printable
+
+_log = logging.getLogger("trio_daq.visa")
+
+CLOSE_TIMEOUT = 1.0
+"""Seconds that closing one connection may take before it is left to its thread."""
+_FIRST_PAUSE, _LAST_PAUSE = 0.1, 2.0
+"""Seconds from one try to open a lost connection to the next, at first and at last: a command whose deadline is the
+default should find an instrument that has come back."""
+_TRIES = 3
+"""How often a command is tried again because bytes had come unasked before it."""
+
+State = Literal["parked", "open", "dirty", "lost", "unusable"]
+_OURSELVES = "trio_daq"
+"""Who asks what nobody asked for: the owner of our own exchanges in the trace."""
+
+
+class VisaLink:
+    """One resource.
+
+    Args:
+        resource: Its name, as errors and logs show it.
+        canonical: Its one full name.
+        config: Settings, those of the session that was first.
+        make_transport: Makes a connection that is not open yet.
+
+    Attributes:
+        transport: The connection, if there is one.
+        state: ``open``; ``dirty``: a late reply may come; ``lost``: to be opened again; ``unusable``: it could not be
+            made trustworthy; ``parked``: not opened yet, or closed to make room for another session of the bus.
+        trouble: What is wrong, empty if nothing is.
+        last_trouble: What was wrong last.
+        epoch: How often it was opened.
+        queue: Orders that wait.
+        lease: Who has it for a transaction.
+        in_flight: The order that the instrument is at.
+        used_at: Trio time of the last order.
+        is_busy: Whether the worker is at it.
+        rest: Where one waits until it is not.
+    """
+
+    def __init__(self, resource: str, canonical: str, config: VisaSessionConfig, make_transport: MakeTransport) -> None:
+        self.resource = resource
+        self.canonical = canonical
+        self.config = config
+        self.transport: Transport | None = None
+        self.state: State = "parked"
+        self.trouble = self.last_trouble = ""
+        self.epoch = 0
+        self.lease = Lease(resource, kind=LineKind.VISA)
+        self.queue = CommandQueue(config.queue_size, lambda: self.lease.claim)
+        self.exclusive: CommandQueue | None = None
+        self.in_flight: Order | None = None
+        self.begun_at = self.used_at = 0.0
+        self.trace = Trace(resource, config.trace)
+        self.tally = Tally()
+        self.instrument_errors: InstrumentErrors = []
+        self.is_busy = False
+        self.rest = trio.lowlevel.ParkingLot()
+        self._make_transport = make_transport
+        self._backoff = Backoff(_FIRST_PAUSE, _LAST_PAUSE)
+        self._resync = Resync(canonical, config, self.trace)
+        self._scope = trio.CancelScope()
+        self._unanswered = ""
+
+    # --- what the worker has to know ---------------------------------------------------------------------------------
+
+    def next_try(self) -> float | None:
+        """Return the seconds until it wants to be prepared: 0 for now, None while it does not."""
+        if self.state == "dirty":
+            return 0.0
+        if self.state == "lost":
+            return self._backoff.left() if self.config.reconnect else None
+        return None
+
+    def refusal(self, owner: str) -> DaqError | None:
+        """Return the error in which orders of *owner* end at once, if waiting for the connection is of no use now."""
+        if self.state == "unusable" and (left := self._backoff.left()):
+            return LineUnusableError(resource=self.resource, reason=self.trouble, retry_in=left)
+        if self.state == "lost" and not self.config.reconnect:
+            return LineLostError(
+                resource=self.resource, owner=owner, reason=f"{self.trouble}; call reconnect()", sent="no"
+            )
+        return None
+
+    def timeout_of(self, order: Order) -> CommandTimeoutError:
+        """Return the error of an order whose deadline has come."""
+        waits = order.queue is not None
+        hindered = waits and self.state != "open" and self.trouble
+        return CommandTimeoutError(
+            resource=self.resource,
+            command=order.text,
+            owner=order.owner,
+            phase="resync" if hindered else order.phase,
+            sent=order.sent,
+            waited=trio.current_time() - order.asked_at,
+            position=order.queue.ahead_of(order) + (self.in_flight is not None) if order.queue is not None else 0,
+            in_flight=self.in_flight.owner if waits and self.in_flight is not None else None,
+            trouble=self.trouble if hindered or order.phase == "resync" else "",
+            trace=self.trace.entries(),
+        )
+
+    def closed_under(self, order: Order) -> SessionClosedError:
+        """Return the error of an order whose session is closed."""
+        return SessionClosedError(resource=self.resource, owner=order.owner, sent=order.sent)
+
+    def hurry(self) -> None:
+        """Give up the exchange in flight after `resync_timeout`: nobody waits for its reply any more."""
+        self._scope.deadline = min(self._scope.deadline, trio.current_time() + self.config.resync_timeout)
+
+    def give_up(self) -> None:
+        """Give up the exchange in flight now."""
+        self._scope.cancel()
+
+    # --- what the worker does ----------------------------------------------------------------------------------------
+
+    async def serve(self, order: Order) -> None:
+        """Do what *order* asks for, and end it."""
+        order.withdraw()
+        self.in_flight, self.begun_at = order, trio.current_time()
+        with self._at_work():
+            try:
+                order.end(outcome.Value(await order.work(order)))
+            except DaqError as error:
+                order.fail(error)
+            finally:
+                if order.result is None:
+                    order.fail(self.closed_under(order))
+                self.in_flight, self.used_at = None, trio.current_time()
+
+    async def care(self) -> None:
+        """See to the connection while no order is in flight, as `prepare`."""
+        with self._at_work():
+            await self.prepare()
+
+    async def carry_out(self, order: Order) -> Replies:
+        """Send the commands of *order* and read their replies.
+
+        Raises:
+            DaqError: If that fails; what it leaves of the connection is for `prepare`.
+        """
+        for _ in range(_TRIES):
+            transport = self.transport
+            if transport is None or self.state != "open":
+                raise LineLostError(resource=self.resource, owner=order.owner, reason=self.trouble, sent="no")
+            if order.result is not None:
+                return []
+            if order.epoch not in (None, self.epoch):
+                raise TransactionBrokenError(
+                    resource=self.resource, owner=order.owner, command=order.text, reason=self.last_trouble
+                )
+            try:
+                return await self._exchange(transport, order)
+            except UnaskedInputError as error:
+                order.take_back()
+                self.trace.note(_OURSELVES, "drop", error.data)
+                _log.warning("%s: before %r of %s: %s", self.resource, order.texts[0], order.owner, error)
+                self._soil(str(error))
+                await self.prepare()
+        raise LineLostError(resource=self.resource, owner=order.owner, reason="bytes keep coming unasked", sent="no")
+
+    async def prepare(self) -> None:
+        """Open the connection, or make it trustworthy, on a budget of its own.
+
+        A failure is no error: it is in `state` and `trouble`, and another try is due after a pause.
+        """
+        try:
+            if self.state == "dirty":
+                await self._recover()
+            if self.transport is None:
+                await self.connect()
+        except LineOpenError as error:
+            self._fail("lost", error.reason)
+        except LineUnusableError as error:
+            self._fail("unusable", error.reason)
+
+    async def connect(self) -> None:
+        """Open the connection, and greet the instrument.
+
+        Raises:
+            LineOpenError: If that fails; then it is closed.
+            LineUnusableError: If what the instrument still has to say cannot be got rid of.
+        """
+        transport = self._make_transport(self.config)
+        self._unanswered = "opening"
+        try:
+            await transport.open(self.config.timeout)
+            self.transport, self.state = transport, "dirty"
+            await self._settle(transport)
+            await self._greet(transport)
+        except TransportError as error:
+            await self.disconnect(abort=True)
+            raise LineOpenError(
+                resource=self.resource, reason=f"{self._unanswered} failed: {error}", hint="Is it the right instrument?"
+            ) from error
+        except BaseException:
+            self.transport = transport
+            await self.disconnect(abort=True)
+            raise
+        self.state = "open"
+        self.trouble = ""
+        self.epoch += 1
+        self.tally.reconnects += self.epoch > 1
+        self._backoff.succeeded()
+
+    async def reconnect(self) -> None:
+        """Close the connection and open it again. Raises as `connect`; another try is due after a pause then."""
+        await self.disconnect(abort=self.state != "open")
+        self._backoff.succeeded()
+        try:
+            await self.connect()
+        except LineOpenError as error:
+            self._fail("lost", error.reason)
+            raise
+        except LineUnusableError as error:
+            self._fail("unusable", error.reason)
+            raise
+
+    async def disconnect(self, *, abort: bool) -> bool:
+        """Close the connection, if there is one, within a second; return whether it is closed. Shielded."""
+        transport, self.transport = self.transport, None
+        self.state = "parked"
+        return transport is None or await transport.aclose(CLOSE_TIMEOUT, abort=abort)
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Be busy for the length of the block, which `give_up` and `hurry` can end."""
+        self.is_busy = True
+        try:
+            with trio.CancelScope() as self._scope:
+                yield
+        finally:
+            self.is_busy = False
+            self.rest.unpark_all()
+
+    # --- one exchange ------------------------------------------------------------------------------------------------
+
+    async def _exchange(self, transport: Transport, order: Order) -> Replies:
+        order.begin(transport)
+        requests, owner, note = order.requests, order.owner, self.trace.note
+        note(owner, "write", requests[0].data)
+        begun = trio.current_time()
+        try:
+            replies = await transport.exchange(requests, order.deadline, order.progress)
+            for request, reply in zip(requests, replies, strict=True):
+                if request is not requests[0]:
+                    note(owner, "write", request.data)
+                if request.reply != "nothing":
+                    note(owner, "read", reply)
+            if self._has_to_check(order):
+                await self._check_errors(transport, order)
+        except UnaskedInputError:
+            raise
+        except TransportTimeoutError:
+            self._soil("an exchange was left unfinished")
+            raise self.timeout_of(order) from None
+        except ConnectionLostError as error:
+            order.fail(LineLostError(resource=self.resource, owner=owner, reason=str(error), sent=order.sent))
+            await self.disconnect(abort=True)
+            self._fail("lost", str(error), pause=False)
+            return []
+        except BlockError as error:
+            self._soil(str(error))
+            raise ReplyError(
+                resource=self.resource, owner=owner, command=order.text, reply=error.data, expected=f"a block: {error}"
+            ) from error
+        except TransportError as error:
+            self._soil(str(error))
+            raise LineLostError(resource=self.resource, owner=owner, reason=str(error), sent=order.sent) from error
+        except trio.Cancelled:
+            self._soil("an exchange was given up")
+            raise
+        self.tally.note_done(order, begun)
+        return replies
+
+    def _has_to_check(self, order: Order) -> bool:
+        match self.config.check_errors:
+            case "after_write":
+                return any(request.reply == "nothing" for request in order.requests)
+            case "after_batch":
+                return len(order.requests) > 1
+        return False
+
+    async def _check_errors(self, transport: Transport, order: Order) -> None:
+        order.note_sent()
+        errors = await self._read_errors(transport, order.deadline, order.owner, order.texts[-1])
+        if errors:
+            texts = "; ".join(order.texts)
+            raise InstrumentError(resource=self.resource, owner=order.owner, command=texts, errors=errors)
+
+    async def _read_errors(self, transport: Transport, deadline: float, owner: str, command: str) -> InstrumentErrors:
+        async def ask() -> bytes:
+            return await self._ask(transport, self.config.error_query, deadline)
+
+        try:
+            return await read_error_queue(ask)
+        except NoErrorReplyError as error:
+            self._soil(str(error))
+            raise ReplyError(
+                resource=self.resource,
+                owner=owner,
+                command=f"{self.config.error_query} after {command}",
+                reply=error.reply,
+                expected="an error code and its text",
+            ) from error
+
+    async def _ask(self, transport: Transport, text: str, deadline: float) -> bytes:
+        """Ask something of our own and return the reply."""
+        data = (text + self.config.write_termination).encode("ascii")
+        self.trace.note(_OURSELVES, "write", data)
+        reply = (await transport.exchange([Request(data, "message")], deadline))[0]
+        self.trace.note(_OURSELVES, "read", reply)
+        return reply
+
+    # --- keeping it trustworthy --------------------------------------------------------------------------------------
+
+    def _soil(self, trouble: str) -> None:
+        self.trouble = self.last_trouble = trouble
+        if self.transport is not None:
+            self.state = "dirty"
+
+    def _fail(self, state: State, trouble: str, *, pause: bool = True) -> None:
+        self.state = state
+        self.trouble = self.last_trouble = trouble
+        if pause:
+            self._backoff.failed()
+        _log.warning("%s: %s: %s", self.resource, state, trouble)
+
+    async def _recover(self) -> None:
+        """Get rid of what may still come, by the means that this kind of connection has; else close it."""
+        self.tally.resyncs += 1
+        transport, trouble = self.transport, self.trouble
+        assert transport is not None
+        _log.info("%s: to be made trustworthy, since %s", self.resource, trouble)
+        try:
+            if await self._resync.without_reopening(transport):
+                self.state, self.trouble = "open", ""
+                if self.config.check_errors == "on_timeout":
+                    await self._look_at_errors(transport, trouble)
+                return
+        except TransportError as error:
+            self.trouble = f"{trouble}, and then {error}"
+        except BaseException:
+            await self.disconnect(abort=True)
+            raise
+        trouble = self.trouble
+        await self.disconnect(abort=True)
+        if not self.config.reopen:
+            raise LineUnusableError(resource=self.resource, reason=trouble)
+
+    async def _settle(self, transport: Transport) -> None:
+        """Get rid of what the instrument may still have to say to whoever used it before."""
+        self._unanswered = "making it trustworthy"
+        kind = resyncs_by(self.canonical)
+        if is_cleared_at_opening(self.canonical):
+            try:
+                await transport.clear(self.config.resync_timeout)
+            except TransportError as error:
+                _log.warning("%s: no device clear at opening: %s", self.resource, error)
+        if kind == "asking" or self.config.sync_query is not None:
+            try:
+                await self._resync.by_asking(transport)
+            except TransportTimeoutError as error:
+                raise LineUnusableError(resource=self.resource, reason=str(error)) from error
+
+    async def _greet(self, transport: Transport) -> None:
+        """Recognise the instrument, and tell it what it has to know again."""
+        deadline = trio.current_time() + self.config.timeout
+        identify = self.config.identify
+        if identify is not None:
+            asked = self._unanswered = printable(identify.query)
+            reply = await self._ask(transport, identify.query.decode("ascii"), deadline)
+            if not identify.accepts(reply):
+                raise LineOpenError(
+                    resource=self.resource,
+                    reason=f"another instrument is there: it answers {asked!r} by {printable(reply)!r}",
+                    hint=f"Expected {printable(identify.expect)!r}.",
+                )
+        for step in self.config.on_reconnect if self.epoch else ():
+            self._unanswered = printable(step.write or step.query)
+            if step.write:
+                data = step.write + self.config.write_termination.encode("ascii")
+                self.trace.note(_OURSELVES, "write", data)
+                await transport.exchange([Request(data, "nothing")], deadline)
+            elif not step.accepts(reply := await self._ask(transport, step.query.decode("ascii"), deadline)):
+                raise LineOpenError(
+                    resource=self.resource,
+                    reason=f"it answers {printable(step.query)!r} by {printable(reply)!r}",
+                    hint=f"Expected {printable(step.expect)!r}, since the connection was opened again.",
+                )
+        if self.config.check_errors != "never":
+            self._unanswered = self.config.error_query
+            await self._look_at_errors(transport, "opening")
+
+    async def _look_at_errors(self, transport: Transport, occasion: str) -> None:
+        deadline = trio.current_time() + self.config.timeout
+        try:
+            errors = await self._read_errors(transport, deadline, _OURSELVES, occasion)
+        except ReplyError as error:
+            raise LineOpenError(resource=self.resource, reason=str(error)) from error
+        self.instrument_errors = errors
+        for code, text in errors:
+            _log.warning("%s: in the error queue after %s: %d %s", self.resource, occasion, code, text)

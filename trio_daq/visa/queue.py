@@ -1,0 +1,94 @@
+"""Orders that wait, by priority and in the order of asking; any of them can leave at any moment.
+
+A memory channel cannot give up what was put into it, so orders wait in ordered dictionaries, and the lane's channel
+only tells its worker that there is something to do. The queue talks to nobody.
+
+Invariants: of each priority at most `size` orders have a place; an order waits for a place only while all are taken,
+and gets the next one that is free in its turn; an order is here exactly while its `queue` is this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from trio_daq.errors import QueueFullError
+from trio_daq.sharing import Claim
+from trio_daq.visa.order import Order, Priority
+
+PRIORITIES: tuple[Priority, ...] = ("urgent", "normal", "background")
+
+
+def _nobody() -> Claim | None:
+    return None
+
+
+class CommandQueue:
+    """The queue of one session, or of one transaction in it.
+
+    Args:
+        size: Places of each priority.
+        closed_by: Returns the claim that keeps all these orders waiting, None if none does.
+    """
+
+    def __init__(self, size: int, closed_by: Callable[[], Claim | None] = _nobody) -> None:
+        self._size = size
+        self._places: dict[Priority, dict[Order, None]] = {priority: {} for priority in PRIORITIES}
+        self._asking: dict[Priority, dict[Order, None]] = {priority: {} for priority in PRIORITIES}
+        self.closed_by = closed_by
+
+    def __len__(self) -> int:
+        return sum(len(places) for places in self._places.values()) + sum(map(len, self._asking.values()))
+
+    def __iter__(self) -> Iterator[Order]:
+        """Go through all orders, those of the highest priority first."""
+        for priority in PRIORITIES:
+            yield from tuple(self._places[priority])
+            yield from tuple(self._asking[priority])
+
+    def put(self, order: Order) -> None:
+        """Give *order* a place, or let it wait for one."""
+        places = self._places[order.priority]
+        order.queue = self
+        if len(places) < self._size:
+            order.phase = "queued"
+            places[order] = None
+        else:
+            order.phase = "place"
+            self._asking[order.priority][order] = None
+
+    def put_nowait(self, order: Order, in_flight: str | None) -> None:
+        """Give *order* a place.
+
+        Raises:
+            QueueFullError: If there is none.
+        """
+        if len(self._places[order.priority]) >= self._size:
+            raise QueueFullError(
+                resource=order.resource,
+                command=order.texts[0],
+                owner=order.owner,
+                waiting=len(self),
+                in_flight=in_flight,
+            )
+        self.put(order)
+
+    def first(self, priority: Priority) -> Order | None:
+        """Return the order of this priority that is next."""
+        return next(iter(self._places[priority]), None)
+
+    def remove(self, order: Order) -> None:
+        """Take *order* out; who waits for a place gets it at once."""
+        order.queue = None
+        places, asking = self._places[order.priority], self._asking[order.priority]
+        if asking.pop(order, order) is None:
+            return
+        del places[order]
+        if asking:
+            successor = next(iter(asking))
+            del asking[successor]
+            successor.phase = "queued"
+            places[successor] = None
+
+    def ahead_of(self, order: Order) -> int:
+        """Return how many orders wait in front of it."""
+        return list(self).index(order)

@@ -1,0 +1,148 @@
+"""Several commands of one owner, between which nobody else's come.
+
+A transaction stands in the queue like a command; when its turn has come, the worker takes orders from its own queue
+until it ends. It knows nothing of connections but how often they were opened.
+
+Invariants: from being begun until being ended it is the link's `exclusive`; it holds the link's lease inside that time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import trio
+
+from trio_daq.errors import DaqError, GuardReleasedError
+from trio_daq.sharing import Claim, owner_name
+from trio_daq.visa.lane import Lane
+from trio_daq.visa.link import VisaLink
+from trio_daq.visa.order import Order, Priority, Replies
+from trio_daq.visa.queue import CommandQueue
+from trio_daq.visa.settings import VisaSessionConfig
+from trio_daq.visa.transport import Progress, Request
+from trio_daq.visa.verbs import CommandVerbs
+
+
+class Transaction(CommandVerbs):
+    """An ``async with`` block that has an instrument to itself; made by `VisaSessionManager.transaction`.
+
+    Its commands refuse to go on over another connection than the one it began on (`TransactionBrokenError`), and once
+    it was taken back (`LeaseRevokedError`).
+
+    Args:
+        patron: The session.
+        lane: Whose worker carries it out.
+        link: Where to.
+        config: Settings of the session.
+        owner: Who has it.
+        timeout: Seconds to wait for it.
+        max_hold: Seconds for which it may be held, None for ever.
+    """
+
+    def __init__(
+        self,
+        patron: object,
+        lane: Lane,
+        link: VisaLink,
+        config: VisaSessionConfig,
+        owner: str,
+        timeout: float,
+        max_hold: float | None,
+    ) -> None:
+        self.config = config
+        self.owner = owner
+        self._patron = patron
+        self._lane = lane
+        self._link = link
+        self._timeout = timeout
+        self._max_hold = max_hold
+        self._queue = CommandQueue(config.queue_size)
+        self._claim: Claim | None = None
+        self._epoch = 0
+
+    async def __aenter__(self) -> Self:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        link = self._link
+        turn = Order(link, (), ("a transaction",), self.owner, self._timeout, work=self._begin, patron=self._patron)
+        link.queue.put(turn)
+        self._lane.ring()
+        await turn.wait(abandon=True)
+        try:
+            claim = link.lease.hold(self.owner, self._timeout)
+            await claim.__aenter__()
+            self._claim = claim
+            claim.on_revoked = self._end
+            if self._max_hold is not None:
+                claim.limit_hold(self._max_hold)
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        assert self._claim is not None
+        try:
+            return await self._claim.__aexit__(kind, error, traceback)
+        finally:
+            self._end()
+
+    async def _begin(self, _: Order) -> Replies:
+        self._epoch = self._link.epoch
+        self._link.exclusive = self._queue
+        return []
+
+    def _end(self) -> None:
+        link = self._link
+        for order in self._queue:
+            order.fail(self._refusal(order))
+        if link.exclusive is self._queue:
+            link.exclusive = None
+            in_flight = link.in_flight
+            if in_flight is not None and self._claim is not None and self._claim.revoked is not None:
+                in_flight.fail(self._refusal(in_flight))
+                link.hurry()
+        self._lane.ring()
+
+    def _refusal(self, order: Order) -> DaqError:
+        """Return the error of an order that comes, or is left, when the transaction is over."""
+        if self._claim is not None and self._claim.revoked is not None:
+            return self._claim.revocation(repr(order.text), order.sent)
+        return GuardReleasedError(resource=self.resource, owner=self.owner, action=repr(order.text), sent=order.sent)
+
+    def _put(self, order: Order, *, wait: bool) -> None:
+        if self._claim is None or not self._claim.alive:
+            raise self._refusal(order)
+        if wait:
+            self._queue.put(order)
+        else:
+            self._queue.put_nowait(order, order.owner)
+        self._lane.ring()
+
+    def _owner(self, given: str | None) -> str:
+        return self.owner if given is None else owner_name(given)
+
+    def _new_order(
+        self,
+        requests: Sequence[Request],
+        texts: Sequence[str],
+        owner: str,
+        timeout: float,
+        priority: Priority,
+        progress: Progress | None,
+    ) -> Order:
+        return Order(
+            self._link,
+            requests,
+            texts,
+            owner,
+            timeout,
+            priority,
+            work=self._link.carry_out,
+            patron=self._patron,
+            epoch=self._epoch,
+            progress=progress,
+        )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from trio_daq.visa.resource_managers import SharedManager, shared_manager
 from trio_daq.visa.settings import VisaSessionConfig
-from trio_daq.visa.tcp_link import Inside, forget, look_inside
+from trio_daq.visa.tcp_link import Inside, close_left_open, forget, look_inside
 from trio_daq.visa.transport import BlockError, TransportError, TransportTimeoutError
 from trio_daq.wire import BlockFormatError, BlockReader
 
@@ -69,7 +69,7 @@ class PyvisaConnection:
         self._resource: Resource | None = None
         self._library: Any = None
         self._session: Any = None
-        self._stream = self._serial = False
+        self._stream = False
         self._milliseconds = 0
 
     def open(self, timeout: float) -> None:
@@ -81,7 +81,8 @@ class PyvisaConnection:
             try:
                 self._resource = resources.open_resource(self._config.resource, open_timeout=_milliseconds(timeout))
                 self._prepare(self._resource)
-            except BaseException:
+            except BaseException as error:
+                close_left_open(error)
                 self._close(manager)
                 raise
         except BaseException:
@@ -159,8 +160,7 @@ class PyvisaConnection:
         if not isinstance(resource, MessageBasedResource):
             raise ValueError("it does not exchange messages")
         self._library, self._session = resource.visalib, resource.session
-        self._serial = isinstance(resource, SerialInstrument)
-        self._stream = self._serial or isinstance(resource, TCPIPSocket)
+        self._stream = isinstance(resource, (TCPIPSocket, SerialInstrument))
         self.has_clear = not isinstance(resource, TCPIPSocket)
         self.inside = look_inside(resource)
         self._stop_at_termination(self._stream)
@@ -244,14 +244,11 @@ class PyvisaConnection:
             self._milliseconds = milliseconds
 
     def _stop_at_termination(self, stop: bool) -> None:
-        from pyvisa.constants import ResourceAttribute, SerialTermination
+        from pyvisa.constants import ResourceAttribute
 
         library, session = self._library, self._session
         library.set_attribute(session, ResourceAttribute.termchar, self._termination[-1])
         library.set_attribute(session, ResourceAttribute.termchar_enabled, stop)
-        if self._serial:
-            end = SerialTermination.termination_char if stop else SerialTermination.none
-            library.set_attribute(session, ResourceAttribute.asrl_end_in, end)
 
 
 def _feed(reader: BlockReader, chunk: bytes, tell: Tell) -> None:

@@ -2,7 +2,8 @@
 
 Version 0.8.1 calls a refused connection open, leaves Nagle's algorithm on, takes the end of a stream for silence, waits
 for ever for an instrument that does not read, hands a line that nobody asked for to whoever reads next, waits twice
-its timeout for a serial byte, and keeps every closed session. With other backends nothing can be reached, and nothing
+its timeout for a serial byte, leaves sockets open
+when opening fails, and keeps every closed session. With other backends nothing can be reached, and nothing
 is cured.
 
 All is for the worker thread of the connection, but `Inside.abort` and `Inside.shutdown`, which are there to free it.
@@ -19,6 +20,7 @@ import struct
 import sys
 import threading
 import time
+import traceback
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -247,6 +249,20 @@ def look_inside(resource: MessageBasedResource) -> Inside:
     if hasattr(interface, "in_waiting"):
         return _SerialInside(interface)
     return Inside()
+
+
+def close_left_open(error: BaseException) -> None:
+    """Close what pyvisa-py left open in the calls through which *error* came, when it failed to open a resource."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        owner = frame.f_locals.get("self")
+        if not type(owner).__module__.startswith("pyvisa_py."):
+            continue
+        for holder in (owner, getattr(owner, "interface", None)):
+            for name in ("_sync", "_async", "sock"):
+                if isinstance(left := getattr(holder, name, None), socket.socket):
+                    left.close()
+    if (cause := error.__cause__ or error.__context__) is not None:
+        close_left_open(cause)
 
 
 def forget(library: Any, session: int) -> None:

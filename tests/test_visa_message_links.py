@@ -192,12 +192,14 @@ async def test_block_may_have_no_length(meter: Meter) -> None:
         b"B?": b"#0" + payload + b"\n",
         b"C?": b"#15abc\n",
         b"D?": b"#13abc",
+        b"E?": b"#13abc\r\n",
     }
-    async with opened(meter) as transport:
+    async with opened(meter, read_termination="\r\n") as transport:
         for _ in range(2):
             assert await ask(transport, b"A?\n", "block") == payload
             assert await ask(transport, b"B?\n", "block") == payload
             assert await ask(transport, b"D?\n", "block") == b"abc"
+            assert await ask(transport, b"E?\n", "block") == b"abc"
         with pytest.raises(BlockError, match="announced 5"):
             await ask(transport, b"C?\n", "block")
 

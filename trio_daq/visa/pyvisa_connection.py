@@ -105,7 +105,7 @@ class PyvisaConnection:
         self.inside.set_deadline(deadline)
         if self.inside.write(data):
             return
-        self._set_timeout(deadline)
+        self._set_timeout(_left(deadline))
         count, _ = self._library.write(self._session, data)
         if count != len(data):
             raise TransportError(f"only {count} of {len(data)} bytes were taken")
@@ -149,7 +149,7 @@ class PyvisaConnection:
 
     def clear(self, deadline: float) -> None:
         """Do a device clear."""
-        self._set_timeout(deadline)
+        self._set_timeout(_left(deadline))
         self._library.clear(self._session)
 
     # --- opening and closing -----------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ class PyvisaConnection:
             chunk, ended = self._read(_BLOCK_CHUNK, most, deadline)
             _feed(reader, chunk, tell)
         reader.finish()
-        return reader.surplus.rstrip(b"\n").removesuffix(self._termination)
+        return reader.surplus.removesuffix(self._termination).rstrip(b"\n")
 
     def _read_some(self, wait: float) -> bytes:
         if (data := self.inside.take(wait)) is not None:
@@ -213,8 +213,9 @@ class PyvisaConnection:
         from pyvisa.constants import StatusCode
         from pyvisa.errors import VisaIOError
 
+        self._set_timeout(wait)
         try:
-            return self._read(count, count, time.monotonic() + wait)[0]
+            return bytes(self._library.read(self._session, count)[0])
         except TimeoutError:
             return b""
         except VisaIOError as error:
@@ -227,19 +228,16 @@ class PyvisaConnection:
         from pyvisa.constants import StatusCode
 
         count = self.inside.count_to_ask(chunk_size, most)
-        self._set_timeout(deadline)
+        self._set_timeout(_left(deadline))
         chunk, status = self._library.read(self._session, count)
         return chunk, status != StatusCode.success_max_count_read
 
-    def _set_timeout(self, deadline: float) -> None:
+    def _set_timeout(self, seconds: float) -> None:
+        """Give the next call all the time that is left, never a slice: pyvisa-py drops the bytes when time runs out."""
         from pyvisa.constants import ResourceAttribute
 
-        # All that is left, never a slice of it: pyvisa-py drops the bytes of a read that times out.
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TransportTimeoutError("no time was left for the rest of it")
-        self.inside.set_deadline(deadline)
-        if (milliseconds := _milliseconds(left)) != self._milliseconds:
+        self.inside.set_deadline(time.monotonic() + seconds)
+        if (milliseconds := _milliseconds(seconds)) != self._milliseconds:
             self._library.set_attribute(self._session, ResourceAttribute.timeout_value, milliseconds)
             self._milliseconds = milliseconds
 
@@ -255,6 +253,12 @@ def _feed(reader: BlockReader, chunk: bytes, tell: Tell) -> None:
     reader.feed(chunk)
     if reader.received:
         tell(reader.received, reader.size)
+
+
+def _left(deadline: float) -> float:
+    if (left := deadline - time.monotonic()) <= 0:
+        raise TransportTimeoutError("no time was left for the rest of it")
+    return left
 
 
 def _milliseconds(seconds: float) -> int:

@@ -149,8 +149,8 @@ async def test_reply_ends_with_the_whole_termination(meter: Meter, termination: 
 async def test_another_reply_is_read_without_asking(meter: Meter) -> None:
     """A request without bytes reads one more reply to the one before it."""
     async with opened(meter.resource) as transport:
-        replies = await ask(transport, (b"SAY? 1\\n2\\n\n", "message"), (b"", "message"))
-        assert replies == [b"1", b"2"]
+        replies = await ask(transport, (b"SAY? 1\\n2\\n#12ab\\n\n", "message"), (b"", "message"), (b"", "block"))
+        assert replies == [b"1", b"2", b"ab"]
 
 
 async def test_slow_reply_is_waited_for_in_one_piece(meter: Meter) -> None:

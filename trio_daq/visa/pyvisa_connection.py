@@ -183,8 +183,12 @@ class PyvisaConnection:
             while not reader.is_complete:
                 if reader.wanted is None:
                     raise BlockError("a block of unknown length (#0) ends by END, which this connection has not", b"#0")
-                chunk, _ = self._read(_BLOCK_CHUNK, reader.wanted, deadline)
-                _feed(reader, chunk, tell)
+                self.inside.set_deadline(deadline)
+                if count := self.inside.receive(reader.writable()[:_BLOCK_CHUNK]):
+                    reader.advance(count)
+                else:
+                    reader.feed(self._read(_BLOCK_CHUNK, reader.wanted, deadline)[0])
+                _tell_of(reader, tell)
         finally:
             self._stop_at_termination(True)
         return self.read_message(deadline)
@@ -194,7 +198,8 @@ class PyvisaConnection:
         ended = False
         while not ended and len(reader.surplus) <= _AROUND_BLOCK:
             chunk, ended = self._read(_BLOCK_CHUNK, most, deadline)
-            _feed(reader, chunk, tell)
+            reader.feed(chunk)
+            _tell_of(reader, tell)
         reader.finish()
         return reader.surplus.removesuffix(self._termination).rstrip(b"\n")
 
@@ -249,8 +254,7 @@ class PyvisaConnection:
         library.set_attribute(session, ResourceAttribute.termchar_enabled, stop)
 
 
-def _feed(reader: BlockReader, chunk: bytes, tell: Tell) -> None:
-    reader.feed(chunk)
+def _tell_of(reader: BlockReader, tell: Tell) -> None:
     if reader.received:
         tell(reader.received, reader.size)
 

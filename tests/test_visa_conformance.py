@@ -4,11 +4,12 @@ The instrument is the simulated meter, in a process of its own; under pyvisa-sim
 """
 
 import contextlib
+import gc
 import os
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, get_args
@@ -81,19 +82,30 @@ REAL = tuple(name for name in ALL if name != "sim")
 ON_TCP = tuple(name for name in REAL if name != "py-asrl")
 
 
+_LEAKS = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+"""pyvisa-py 0.8.1 leaves the socket of a VXI-11 connection that was refused to the garbage collector."""
+
+
 def over(names: tuple[str, ...]) -> pytest.MarkDecorator:
     """Run a test once for each of these links."""
-    return pytest.mark.parametrize("link", [LINKS[name] for name in names], ids=names)
+    links = [pytest.param(LINKS[name], marks=[_LEAKS] if name == "py-vxi11" else []) for name in names]
+    return pytest.mark.parametrize("link", links, ids=names)
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """Notice what a library left open in the test that did it, not in the next one."""
+    yield
+    gc.collect()
 
 
 class Instrument:
     """The meter at the end of a link; it can go away and come back to the same place."""
 
-    def __init__(self, link: Link, folder: Path, stack: AsyncExitStack) -> None:
+    def __init__(self, link: Link, folder: Path) -> None:
         self.link = link
         self.log = folder / "log"
         self.folder = folder
-        self._stack = stack
         self._running = AsyncExitStack()
         self._lab: SimulatedLab | None = None
 
@@ -121,11 +133,12 @@ class Instrument:
 
 @asynccontextmanager
 async def instrument(link: Link, folder: Path) -> AsyncIterator[Instrument]:
-    async with AsyncExitStack() as stack:
-        meter = Instrument(link, folder, stack)
-        stack.push_async_callback(meter.stop)
-        await meter.start()
+    meter = Instrument(link, folder)
+    await meter.start()
+    try:
         yield meter
+    finally:
+        await meter.stop()
 
 
 def simulation() -> str:
@@ -149,7 +162,7 @@ def simulation() -> str:
         r'        q: "\n"',
         r'        r: "\n"',
     ]
-    lines += ["    dialogues:"]
+    lines += ['    delimiter: ""', "    dialogues:"]
     for question, reply in replies.items():
         lines += [f"      - q: '{question}'", *([] if reply is None else [f"        r: '{reply}'"])]
     lines += ["resources:", "  TCPIP0::localhost::inst0::INSTR:", "    device: meter"]
@@ -163,7 +176,7 @@ async def wait_until(condition: Callable[[], object], within: float = 10.0) -> N
 
 
 @contextlib.contextmanager
-def takes(least: float, most: float) -> Any:
+def takes(least: float, most: float) -> Iterator[None]:
     """Check that the block takes between *least* and *most* seconds, some slack allowed."""
     began = time.monotonic()
     yield
@@ -310,8 +323,10 @@ async def test_instrument_that_died_and_came_back(link: Link, tmp_path: Path) ->
         assert await session.query("*IDN?") == IDN
         await meter.stop()
         for _ in range(3):
-            with takes(0, 1), pytest.raises((LineLostError, LineOpenError)):
+            with takes(0, 1), pytest.raises((LineLostError, LineOpenError, CommandTimeoutError)) as caught:
                 await session.query("*IDN?")
+            if isinstance(caught.value, CommandTimeoutError):  # it waited for the instrument to come back
+                assert (caught.value.sent, caught.value.phase) == ("no", "resync")
         await meter.start()
         assert (await session.query("MEAS:VOLT? back", timeout=10)).startswith("back,")
         assert await session.query("*IDN?") == IDN

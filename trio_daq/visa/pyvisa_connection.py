@@ -159,6 +159,8 @@ class PyvisaConnection:
 
         if not isinstance(resource, MessageBasedResource):
             raise ValueError("it does not exchange messages")
+        if not resource.session:  # VI_NULL (VPP-4.3, 3.3): pyvisa-sim "opens" what is not in its file
+            raise ValueError("there is no such resource")
         self._library, self._session = resource.visalib, resource.session
         self._stream = isinstance(resource, (TCPIPSocket, SerialInstrument))
         self.has_clear = not isinstance(resource, TCPIPSocket)

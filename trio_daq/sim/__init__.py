@@ -2,8 +2,8 @@
 
 `open_simulated_lab` starts a stage controller on a pty, a SCPI meter on a raw socket, HiSLIP, VXI-11 or a pty, or three
 stages on one line. What they write into their own log is the truth about what was asked and answered, whatever the
-program under test believes. `MemoryLine` is a line without a device or another process, for instruments that are a task of the
-test and live on a virtual clock.
+program under test believes. `MemoryLine` is a line without a device or another process, for instruments that are a
+task of the test and live on a virtual clock.
 """
 
 from trio_daq.sim.answer import Answer, Reply

@@ -2,9 +2,8 @@
 
 Version 0.8.1 calls a refused connection open, leaves Nagle's algorithm on, takes the end of a stream for silence, waits
 for ever for an instrument that does not read, hands a line that nobody asked for to whoever reads next, waits twice
-its timeout for a serial byte, leaves sockets open
-when opening fails, and keeps every closed session. With other backends nothing can be reached, and nothing
-is cured.
+its timeout for a serial byte, goes on for ever while bytes trickle in, leaves sockets open when opening fails, and
+keeps every closed session. With other backends nothing can be reached, and nothing is cured.
 
 All is for the worker thread of the connection, but `Inside.abort` and `Inside.shutdown`, which are there to free it.
 """

@@ -4,7 +4,7 @@ The caller waits for it and may leave at any moment; the worker carries it out o
 rules, and talks to nobody.
 
 Invariants: it ends exactly once, in replies or in an error; while `queue` is set nothing of it was sent, and if it
-ends then, nothing ever will be; its alarm is set as long as it has not ended.
+ends then, nothing ever will be; its alarm is set from when it was put somewhere until it has ended.
 """
 
 from __future__ import annotations
@@ -108,7 +108,6 @@ class Order:
         self._is_sent = False
         self._waiter: trio.lowlevel.Task | None = None
         self._alarm = Alarm(self.expire)
-        self._alarm.set(self.deadline)
 
     @property
     def resource(self) -> str:
@@ -131,6 +130,10 @@ class Order:
     def lease_holder(self) -> Claim | None:
         """Return the claim of the transaction that it has to wait for, if there is one."""
         return None if self.queue is None else self.queue.closed_by()
+
+    def watch_deadline(self) -> None:
+        """Note that it was put where somebody will take it up: from now on it ends by its deadline."""
+        self._alarm.set(self.deadline)
 
     def begin(self, transport: Transport) -> None:
         """Note that it is given to *transport* now."""

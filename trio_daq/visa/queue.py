@@ -49,6 +49,7 @@ class CommandQueue:
         """Give *order* a place, or let it wait for one."""
         places = self._places[order.priority]
         order.queue = self
+        order.watch_deadline()
         if len(places) < self._size:
             order.phase = "queued"
             places[order] = None

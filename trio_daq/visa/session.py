@@ -279,6 +279,7 @@ class VisaSessionManager(CommandVerbs):
     async def _demand(self, what: str, timeout: float, work: Callable[[Order], Awaitable[Replies]]) -> None:
         lane, link = self._opened(owner_name(None))
         order = Order(link, (), (what,), owner_name(None), timeout, work=work, patron=self)
+        order.watch_deadline()
         lane.demands.append(order)
         lane.ring()
         await order.wait(abandon=True)

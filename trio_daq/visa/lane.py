@@ -44,7 +44,6 @@ class Lane:
         self.duty = trio.Lock()
         self._ring, self._bell = trio.open_memory_channel[None](1)
         self._is_idle = False
-        self._bypassed: dict[Priority, int] = dict.fromkeys(PRIORITIES, 0)
 
     def ring(self) -> None:
         """Tell the worker that there may be something to do."""
@@ -105,15 +104,11 @@ class Lane:
                     heads[priority] = order
         if not heads:
             return None
-        bypassed = self._bypassed
-        chosen = next(iter(heads))
-        for priority in reversed(heads):
-            if bypassed[priority] >= _MOST_BYPASSES:
-                chosen = priority
-                break
+        starving = [priority for priority, order in heads.items() if order.bypasses >= _MOST_BYPASSES]
+        chosen = starving[-1] if starving else next(iter(heads))
         for priority in PRIORITIES[PRIORITIES.index(chosen) + 1 :]:
-            bypassed[priority] = bypassed[priority] + 1 if priority in heads else 0
-        bypassed[chosen] = 0
+            if priority in heads:
+                heads[priority].bypasses += 1
         return heads[chosen]
 
     def _queue_in_turn(self, link: VisaLink) -> CommandQueue:

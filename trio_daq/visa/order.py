@@ -47,6 +47,7 @@ class Order:
         epoch: The connection that it is meant for, None for any.
         queue: Where it waits, None once it was taken out.
         phase: Where it is, for errors.
+        bypasses: How many orders of a higher priority were taken while it was the first of its own.
         result: The replies or the error, once there is one.
     """
 
@@ -57,6 +58,7 @@ class Order:
         "_waiter",
         "agent",
         "asked_at",
+        "bypasses",
         "deadline",
         "epoch",
         "link",
@@ -103,6 +105,7 @@ class Order:
         self.deadline = self.asked_at + timeout
         self.queue: CommandQueue | None = None
         self.phase: Phase = "place"
+        self.bypasses = 0
         self.result: outcome.Outcome[Replies] | None = None
         self._transport: Transport | None = None
         self._is_sent = False

@@ -45,8 +45,6 @@ class Lane:
         self._ring, self._bell = trio.open_memory_channel[None](1)
         self._is_idle = False
         self._attempt = trio.CancelScope()
-        self._has_bypassed = False
-        self._bypassed: dict[Priority, int] = dict.fromkeys(PRIORITIES, 0)
 
     def ring(self) -> None:
         """Tell the worker that there may be something to do."""
@@ -125,18 +123,13 @@ class Lane:
                 order = queue.first(priority)
                 if order is not None and (priority not in heads or order.asked_at < heads[priority].asked_at):
                     heads[priority] = order
-        if len(heads) < 2 and not self._has_bypassed:
+        if len(heads) < 2:
             return next(iter(heads.values()), None)
-        bypassed = self._bypassed
-        chosen = next(iter(heads))
-        for priority in reversed(heads):
-            if bypassed[priority] >= _MOST_BYPASSES:
-                chosen = priority
-                break
+        starving = [priority for priority, order in heads.items() if order.bypasses >= _MOST_BYPASSES]
+        chosen = starving[-1] if starving else next(iter(heads))
         for priority in PRIORITIES[PRIORITIES.index(chosen) + 1 :]:
-            bypassed[priority] = bypassed[priority] + 1 if priority in heads else 0
-        bypassed[chosen] = 0
-        self._has_bypassed = any(bypassed.values())
+            if priority in heads:
+                heads[priority].bypasses += 1
         return heads[chosen]
 
     def _queue_in_turn(self, link: VisaLink) -> CommandQueue:

@@ -51,6 +51,7 @@ class CommandQueue:
         places = self._places[order.priority]
         order.queue = self
         self._count += 1
+        order.watch_deadline()
         if len(places) < self._size:
             order.phase = "queued"
             places[order] = None

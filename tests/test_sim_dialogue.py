@@ -129,6 +129,36 @@ async def test_unsolicited_lines_come_before_behind_and_later(
     assert [entry.text for entry in talk.entries("fault")] == [f"EVENT {number}" for number in range(1, 5)]
 
 
+async def test_blocks_lie_and_other_answers_wait_for_one(talk: Talk) -> None:
+    """The header of a block tells of more bytes than come; a lie that is due waits for the next block."""
+    await talk.say(b"CURV? a,10\nMEAS:VOLT? b\nCURV? c,10\n", FaultPlan(lie_every=2), SimulatedMeter())
+    lies = [(entry.tag, entry.text) for entry in talk.entries("fault") if entry.fault == "lie"]
+    assert lies == [("c", "#41010c,\0\1\2\3\4\5\6\7")]
+    assert (talk.texts[0], talk.texts[2]) == (b"#210a,\0\1\2\3\4\5\6\7\n", b"#41010c,\0\1\2\3\4\5\6\7\n")
+    assert list(replies_by_tag(read_log(talk.path))) == ["a", "b"]
+
+
+async def test_long_reply_is_split_into_few_pieces(talk: Talk, autojump_clock: trio.testing.MockClock) -> None:
+    """A block of kilobytes that is split comes in 64 pieces at most, and nothing of it is lost."""
+    await talk.say(b"CURV? a,5000\n", FaultPlan(split_every=1), SimulatedMeter())
+    assert 32 < len(talk.texts) <= 64
+    (reply,) = talk.entries("reply")
+    assert b"".join(talk.texts) == reply.text.encode("latin-1") + b"\n"
+
+
+async def test_instrument_hangs_up(talk: Talk) -> None:
+    """In place of a reply, or after half of it, the line is told to end, and what came after is not looked at."""
+    how: list[str] = []
+    bench = Bench(SimulatedStage(), FaultPlan(reset_every=2, fin_every=2), talk.log)
+    for _ in range(3):
+        await bench.open_dialogue(talk.send, how.append).take(b"POS? a\nPOS? b\nPOS? c\n")
+    await bench.open_dialogue(talk.send, how.append).take(b"POS? a\nPOS? d\nPOS? c\n")
+    assert how == ["reset", "fin", "reset", "fin"]
+    faults = [(entry.tag, entry.fault, entry.text) for entry in talk.entries("fault")]
+    assert faults == [("b", "reset", ""), ("a", "fin", ""), ("a", "reset", ""), ("a", "fin", "a 12")]
+    assert [entry.tag for entry in talk.entries("command")] == ["a", "b", "a", "a", "a"]
+
+
 async def test_untagged_queries_are_answered_well(talk: Talk) -> None:
     """No fault touches a query without a tag, and it is not counted."""
     await talk.say(b"POS?\nECHO x\nPOS? n1\nSHUT?\nPOS? n2\n", FaultPlan(silent_every=2))

@@ -3,7 +3,7 @@
 import struct
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -167,6 +167,19 @@ async def test_two_clients_do_not_disturb_each_other(tmp_path: Path) -> None:
 
     async with served(tmp_path) as port:
         assert await in_thread(script, port) == ["other,", "one,"]
+
+
+@pytest.mark.parametrize("plan", [FaultPlan(reset_every=1), FaultPlan(fin_every=1)])
+async def test_instrument_that_hangs_up_can_be_opened_again(tmp_path: Path, plan: FaultPlan) -> None:
+    """A planned end of the connection ends both of them, at once, and the next client is served."""
+    async with served(tmp_path, plan) as port:
+        for _ in range(2):
+            async with session(port) as (synchronous, asynchronous):
+                await tell(synchronous, 7, payload=b"MEAS:VOLT? a")
+                for stream in (synchronous, asynchronous):
+                    with suppress(trio.BrokenResourceError):
+                        while await hear(stream) != (0, 0, 0, b""):
+                            pass
 
 
 # --- what pyvisa-py does not do --------------------------------------------------------------------------------------

@@ -48,6 +48,31 @@ def test_slow_query_takes_its_seconds() -> None:
     assert meter.answer(b"SLOW? 60;SLOW? 60", now=0.0).delay == 120.0
 
 
+@pytest.mark.parametrize(
+    ("command", "front", "length"),
+    [(b"CURV? n17,300", b"#3300n17,", 300), (b":curve? 7", b"#17", 7), (b"CURV? n17,4", b"#14n17,", 4)],
+)
+def test_curve_is_a_block_of_that_many_bytes(command: bytes, front: bytes, length: int) -> None:
+    """CURV? gives a definite block of the length that was asked for, its tag in front, terminators among its bytes."""
+    answer = SimulatedMeter().answer(command, now=0.0)
+    assert answer.line.startswith(front)
+    assert len(answer.line) == 2 + int(answer.line[1:2]) + length
+    assert answer.is_block
+    assert answer.tag == (None if b"n17" not in command else "n17")
+    assert (b"\n" in answer.line) is (length > 10)
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [(b"CURV?", b"-109"), (b"CURV? n17,3", b"-224"), (b"CURV? 0", b"-224"), (b"CURV? 1e9", b"-224")],
+)
+def test_curve_without_a_sensible_length_is_an_error(command: bytes, error: bytes) -> None:
+    """A block too short for its tag, empty or huge is refused like any wrong parameter."""
+    meter = SimulatedMeter()
+    assert meter.answer(command, now=0.0) == Answer()
+    assert meter.answer(b"SYST:ERR?", now=0.0).line.startswith(error)
+
+
 def test_errors_come_out_in_order_once() -> None:
     """What cannot be carried out is not answered, and SYST:ERR? gives the errors, oldest first."""
     meter = SimulatedMeter()

@@ -20,9 +20,8 @@ import trio
 from pyvisa.resources import MessageBasedResource
 
 from trio_daq.errors import StartError
-from trio_daq.sim import NO_FAULTS, FaultPlan, open_simulated_lab, read_log, replies_by_tag
+from trio_daq.sim import NO_FAULTS, FaultPlan, MeterOver, open_simulated_lab, read_log, replies_by_tag
 from trio_daq.sim.meter import IDENTITY
-from trio_daq.sim.process import MeterOver
 
 COMMAND = [sys.executable, "-m", "trio_daq.sim"]
 
@@ -450,6 +449,7 @@ def test_killed_parent_takes_the_instruments_along(tmp_path: Path) -> None:
         (["--meter-late-by", "nan"], "late_by"),
         (["--stage-half-every", "-1"], "half_every"),
         (["--stage", "--bus-late-every", "2"], "need --bus"),
+        (["--stage-reset-every", "2"], "no connection"),
     ],
 )
 def test_wrong_command_line_is_refused(tmp_path: Path, wrong: list[str], said: str) -> None:

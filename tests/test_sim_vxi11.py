@@ -3,7 +3,7 @@
 import struct
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -306,3 +306,17 @@ async def test_what_is_no_call_ends_the_connection_alone(tmp_path: Path, said: b
         with trio.fail_after(5):
             assert await one.stream.receive_some() == b""
         await other.call(0)
+
+
+@pytest.mark.parametrize("plan", [FaultPlan(reset_every=1), FaultPlan(fin_every=1)])
+async def test_instrument_that_hangs_up_can_be_opened_again(tmp_path: Path, plan: FaultPlan) -> None:
+    """A planned end of the connection ends it at once, and the next client is served."""
+    async with served(tmp_path, plan) as port:
+        for _ in range(2):
+            async with client(port) as one:
+                made = await one.call(10, pack_unsigned(1, 0, 0) + pack_opaque(b"inst0"))
+                assert made.unsigned() == 0
+                await one.tell(header(11) + pack_unsigned(made.unsigned(), 1000, 0, 8) + pack_opaque(b"MEAS:VOLT? a"))
+                with trio.fail_after(5), suppress(trio.BrokenResourceError):
+                    while await one.stream.receive_some():
+                        pass

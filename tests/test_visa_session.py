@@ -15,7 +15,6 @@ from trio_daq.errors import (
     CommandTimeoutError,
     LineLostError,
     LineOpenError,
-    LineUnusableError,
     ReplyError,
     SessionClosedError,
 )
@@ -169,19 +168,6 @@ async def test_commands_that_would_break_the_stream_are_refused(meter: Meter, co
                 await call(command)
         assert await session.query("ECHO? fine") == "fine"
     assert meter.commands == ["ECHO? fine"]
-
-
-async def test_sockets_do_not_wait_for_acknowledgements(meter: Meter) -> None:
-    """Nagle's algorithm is off and keepalive on: a write before a query costs no 40 ms."""
-    import pyvisa
-
-    async with VisaSessionManager(meter.resource):
-        sessions: Any = pyvisa.ResourceManager("@py").visalib
-        interfaces = [getattr(one, "interface", None) for one in sessions.sessions.values()]  # closed ones stay there
-        links = [link for link in interfaces if isinstance(link, socket.socket)]
-        assert len(links) == 1
-        assert links[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
-        assert links[0].getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
 
 
 # --- time --------------------------------------------------------------------------------------------------------
@@ -591,21 +577,3 @@ async def test_many_sessions_live_side_by_side(meter: Meter) -> None:
     async with trio.open_nursery() as nursery:
         for number in range(6):
             nursery.start_soon(life, f"s{number}")
-
-
-async def test_links_other_than_tcp_are_not_reopened_after_a_doubtful_exchange() -> None:
-    """Closing does not take back what a serial instrument is about to say, so the session refuses to go on."""
-    import tty
-
-    master, slave = os.openpty()
-    tty.setraw(slave)
-    config = VisaSessionConfig(resource=f"ASRL{os.ttyname(slave)}::INSTR", timeout=0.2)
-    async with VisaSessionManager(config) as session:
-        with pytest.raises(CommandTimeoutError):
-            await session.query("MUTE?")
-        with pytest.raises(LineUnusableError, match="its late reply cannot be told apart"):
-            await session.query("ECHO? 1")
-        assert session.state == "unusable"
-        assert os.read(master, 100) == b"MUTE?\n"
-    os.close(master)
-    os.close(slave)

@@ -149,7 +149,7 @@ def test_a_template_is_text():
         Command(b"*RST")
 
 
-@pytest.mark.parametrize("template", ["X '{}'", 'X "{}"', "X{}", "READ?{}", "X 1;Y{}", "{} 1"])
+@pytest.mark.parametrize("template", ["X '{}'", 'X "{}"', "X{}", "READ?{}", "X 1;Y{}", "{} 1", "X\xa0{}"])
 def test_a_quoted_string_stands_where_a_parameter_may(template):
     """Within other quotes it would end them, within a header it is none."""
     assert str(Command(template, 5)) == template.replace("{}", "5")

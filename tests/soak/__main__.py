@@ -1,20 +1,24 @@
-"""Soak a shared serial port in faults, and say what went astray: ``python tests/soak``.
+"""Soak what instruments are shared by in faults, and say what went astray: ``python tests/soak``.
 
-Real ptys, the instruments in a process of their own, the real clock. Each mode is one run with its own instruments:
+Real ptys and loopback TCP, the instruments in a process of their own, the real clock. Each mode is one run with its own
+instruments:
 
 - ``sync``: `SharedSerialPort` with a sync query, under every kind of fault;
 - ``flush``, ``none``: pyserial and a lock, with the input flushed before each command or not;
 - ``bus``: `SharedSerialPort` with three stations on one line, each with its own sync query and its own faults;
-- ``bus-flush``: pyserial and a lock on that line.
+- ``bus-flush``: pyserial and a lock on that line;
+- ``visa-native``, ``visa-pyvisa``: `VisaSessionManager` over either transport, by every verb, with the faults of TCP;
+- ``visa-peer``, ``visa-peer-clear``: pyvisa-py and a lock, without and with a device clear after each error.
 
 The verdict comes from the instrument's log and the owners' notes alone. The exit code is 1 if one of ours misroutes,
-doubles or loses, if a kind of fault makes up less than 1 % of the exchanges, or if a peer gets everything right (then
-the faults were too tame to show anything).
+doubles, loses, or sends what it called not sent, if a kind of fault makes up less than 1 % of the exchanges, or if a
+peer gets everything right (then the faults were too tame to show anything).
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import platform
@@ -23,7 +27,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Literal
 
 import attrs
 import trio
@@ -31,9 +37,13 @@ from notes import Notebook
 from owners import TASK_FAULTS, Crowd
 from peers import run_peer
 from verdict import Verdict, judge, report
+from visa_owners import OWNER_FAULTS, VisaCrowd
+from visa_peers import run_visa_peer
+from visa_world import WORLD_FAULTS, VisaWorld
 
 from trio_daq.serialport import SerialPortConfig, SharedSerialPort
-from trio_daq.sim import FaultPlan, open_simulated_lab, read_log
+from trio_daq.sim import FaultPlan, SimulatedLab, open_simulated_lab, read_log
+from trio_daq.visa import VisaSessionConfig, VisaSessionManager
 from trio_daq.wire import SyncQuery
 
 EVERY = 80
@@ -42,6 +52,10 @@ KINDS = ("late", "silent", "half", "garbage", "garbage_after", "echo", "split", 
 SYNC_FAULTS = (*KINDS, *TASK_FAULTS, "unplug", "freeze")
 BUS_FAULTS = (*KINDS, *TASK_FAULTS, "freeze")
 STATIONS = ("1", "2", "3")
+VISA_EVERY = 48
+"""Answers are counted here, of which there are fewer than exchanges: some are writes, some are never sent."""
+VISA_KINDS = ("late", "silent", "half", "split", "garbage", "reset", "fin", "lie")
+VISA_FAULTS = (*VISA_KINDS, *OWNER_FAULTS, *WORLD_FAULTS, "unread")
 
 
 @attrs.frozen
@@ -63,9 +77,14 @@ class Setting:
         """Seconds that the instrument's process may not run before that counts as a fault: well below *timeout*."""
         return 0.4 * self.timeout
 
-    def plan(self, kinds: tuple[str, ...]) -> FaultPlan:
+    def plan(self, kinds: tuple[str, ...], every: int = EVERY) -> FaultPlan:
         """Return a plan with these kinds of fault."""
-        return FaultPlan(late_by=self.late_by, seed=self.seed, **{f"{kind}_every": EVERY for kind in kinds})
+        return FaultPlan(late_by=self.late_by, seed=self.seed, **{f"{kind}_every": every for kind in kinds})
+
+    def meter(self, folder: Path) -> AbstractAsyncContextManager[SimulatedLab]:
+        """Return a meter on TCP, with its faults."""
+        plan = self.plan(VISA_KINDS, VISA_EVERY)
+        return open_simulated_lab(folder / "log", stage=None, meter=plan, stall_limit=self.stall_limit)
 
     def port(self, path: str, **changes: object) -> SharedSerialPort:
         """Return a port with these settings."""
@@ -121,6 +140,34 @@ def peer(*, flush: bool, bus: bool = False) -> Callable[[Setting, Notebook, Path
     return run
 
 
+def visa(transport: Literal["native", "pyvisa"]) -> Callable[[Setting, Notebook, Path], Awaitable[None]]:
+    """Return the run of nine owners of one session, all faults."""
+
+    async def run(setting: Setting, book: Notebook, folder: Path) -> None:
+        async with setting.meter(folder) as lab:
+            assert lab.meter_resource is not None
+            config = VisaSessionConfig(resource=lab.meter_resource, timeout=setting.timeout, transport=transport)
+            async with VisaSessionManager(config) as session:
+                world = VisaWorld(lab, book, EVERY, setting.timeout)
+                await VisaCrowd(session, book, VISA_EVERY, world).run(tasks=7, threads=2)
+
+    return run
+
+
+def visa_peer(*, clear: bool) -> Callable[[Setting, Notebook, Path], Awaitable[None]]:
+    """Return the run of a peer of our session."""
+
+    async def run(setting: Setting, book: Notebook, folder: Path) -> None:
+        async with setting.meter(folder) as lab, trio.open_nursery() as nursery:
+            assert lab.meter_resource is not None
+            nursery.start_soon(VisaWorld(lab, book, EVERY, setting.timeout).disturb)
+            work = functools.partial(run_visa_peer, lab.meter_resource, book, timeout=setting.timeout, clear=clear)
+            await trio.to_thread.run_sync(work)
+            nursery.cancel_scope.cancel()
+
+    return run
+
+
 @attrs.frozen
 class Mode:
     """One kind of run, and what is claimed of it."""
@@ -144,7 +191,17 @@ MODES = {
     "none": Mode(peer(flush=False)),
     "bus": Mode(run_bus, BUS_FAULTS, is_ours=True),
     "bus-flush": Mode(peer(flush=True, bus=True)),
+    "visa-native": Mode(visa("native"), VISA_FAULTS, is_ours=True),
+    "visa-pyvisa": Mode(visa("pyvisa"), VISA_FAULTS, is_ours=True),
+    "visa-peer": Mode(visa_peer(clear=False)),
+    "visa-peer-clear": Mode(visa_peer(clear=True)),
 }
+
+
+DEFAULT_MODES = (
+    *("sync=20000", "bus=20000", "flush=4000", "none=1000", "bus-flush=4000"),
+    *("visa-native=20000", "visa-pyvisa=20000", "visa-peer=4000", "visa-peer-clear=4000"),
+)
 
 
 def main() -> int:
@@ -162,7 +219,7 @@ def main() -> int:
     complaints = []
     if not given.json:
         print(f"{platform.platform()}, Python {platform.python_version()}, Trio {trio.__version__}, {setting}")
-    for word in given.modes or ["sync=20000", "bus=20000", "flush=4000", "none=1000", "bus-flush=4000"]:
+    for word in given.modes or DEFAULT_MODES:
         name, _, wanted = word.partition("=")
         book = Notebook(int(wanted))
         folder = Path(tempfile.mkdtemp(prefix=f"soak-{name}-", dir=given.keep))

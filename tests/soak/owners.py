@@ -8,10 +8,10 @@ of the outages.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
-import attrs
 import trio
+from due_faults import DueFaults
 from notes import Note, Notebook
 
 from trio_daq.errors import DaqError, LeaseRevokedError
@@ -33,31 +33,6 @@ class DeliberateError(Exception):
     """What a holder raises in the middle of its exchange."""
 
 
-@attrs.define
-class DueFaults:
-    """Faults that owners are to commit: each kind once in *every* exchanges."""
-
-    every: int
-    _due: list[str] = attrs.field(factory=list)
-    _count: int = 0
-
-    def next(self, possible: Collection[str]) -> str | None:
-        """Count an exchange, and return the fault it is to have among those that its owner can commit."""
-        self._count += 1
-        for place, kind in enumerate(TASK_FAULTS):
-            if (self._count + place * self.every // len(TASK_FAULTS)) % self.every == 0:
-                self._due.append(kind)
-        for kind in self._due:
-            if kind in possible:
-                self._due.remove(kind)
-                return kind
-        return None
-
-    def put_back(self, kind: str) -> None:
-        """Have *kind* again, since it came to nothing."""
-        self._due.append(kind)
-
-
 class Crowd:
     """All who use the line in one run.
 
@@ -77,7 +52,7 @@ class Crowd:
         self._book = book
         self._every = every
         self._stations = stations
-        self._due = DueFaults(every)
+        self._due = DueFaults(every, TASK_FAULTS)
         self._nursery: trio.Nursery | None = None
 
     async def run(self, tasks: int, threads: int) -> None:

@@ -245,6 +245,7 @@ def _strict_converter() -> cattrs.Converter:
     converter.register_structure_hook_func(lambda wanted: _origin(wanted) is Literal, _choice)
     converter.register_structure_hook_func(lambda wanted: _origin(wanted) is dict, _table)
     converter.register_structure_hook_func(_is_names, _names)
+    converter.register_structure_hook_func(_is_text_or_function, _text)
     converter.register_structure_hook_func(lambda wanted: wanted == tuple[bytes, bytes] | None, _row_of_text)
     converter.register_structure_hook_factory(attrs.has, _hook_for_class)
     converter.register_structure_hook_factory(_is_tables, _hook_for_tables)
@@ -257,6 +258,12 @@ def _origin(wanted: Any) -> Any:
 
 def _is_names(wanted: Any) -> bool:
     return isinstance(wanted, types.UnionType) and set(get_args(wanted)) == {str, tuple[str, ...], types.NoneType}
+
+
+def _is_text_or_function(wanted: Any) -> bool:
+    # A file cannot hold the function.
+    origins = {_origin(one) or one for one in get_args(wanted)}
+    return isinstance(wanted, types.UnionType) and origins == {str, Callable}
 
 
 _CONVERTER = _strict_converter()

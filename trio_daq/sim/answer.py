@@ -42,6 +42,11 @@ class Answer:
         return next((reply.tag for reply in self.replies if reply.tag is not None), None)
 
     @property
+    def is_block(self) -> bool:
+        """Whether it is one definite block (IEEE 488.2-1992, 8.7.9) and nothing else."""
+        return len(self.replies) == 1 and self.replies[0].text[:1] == b"#"
+
+    @property
     def line(self) -> bytes:
         """What goes to the client, without terminator."""
         return b";".join(reply.text for reply in self.replies)

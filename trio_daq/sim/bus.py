@@ -85,7 +85,7 @@ class BusDialogue:
     async def take(self, data: bytes) -> None:
         """Take bytes that the client sent. What names no station is heard by none."""
         for command in self._cutter.feed(data):
-            if command is not None and (inbox := self._inboxes.get(command.split(maxsplit=1)[0])) is not None:
+            if isinstance(command, bytes) and (inbox := self._inboxes.get(command.split(maxsplit=1)[0])) is not None:
                 await inbox.send(command)
 
 

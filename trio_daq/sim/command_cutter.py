@@ -9,10 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import attrs
+
 from trio_daq.wire import ReceiveBuffer
 
 LONGEST_COMMAND = 64 * 1024
 """Bytes, terminator included."""
+
+_HEAD = 80
+
+
+@attrs.frozen
+class TooLong:
+    """What stands in place of a command that was too long to be kept.
+
+    Attributes:
+        head: Its first bytes.
+    """
+
+    head: bytes
 
 
 class CommandCutter:
@@ -32,22 +47,22 @@ class CommandCutter:
         self._buffer = ReceiveBuffer()
         self._dropping = False
 
-    def feed(self, data: bytes) -> Iterator[bytes | None]:
+    def feed(self, data: bytes) -> Iterator[bytes | TooLong]:
         """Take bytes that arrived; yield each command that is now whole, stripped of white space.
 
-        In place of a command that is too long it yields None, once, and drops it up to its end.
+        In place of a command that is too long it yields a `TooLong`, once, and drops it up to its end.
         """
         self._buffer.feed(data.translate(self._to_newline))
         while (line := self._buffer.take_until(b"\n")) is not None:
             if self._dropping:
                 self._dropping = False
             elif len(line) > LONGEST_COMMAND:
-                yield None
+                yield TooLong(line[:_HEAD])
             elif command := line.strip():
                 yield command
         if self._dropping:
             self._buffer.clear()
         elif len(self._buffer) >= LONGEST_COMMAND:
-            self._buffer.clear()
+            head = self._buffer.clear()[:_HEAD]
             self._dropping = True
-            yield None
+            yield TooLong(head)

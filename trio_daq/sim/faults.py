@@ -13,11 +13,29 @@ import attrs
 
 from trio_daq.sharing import checked_timeout
 
-Fault = Literal["late", "silent", "half", "garbage", "garbage_after", "echo", "split", "twice", "unsolicited"]
+Fault = Literal[
+    "late",
+    "silent",
+    "half",
+    "garbage",
+    "garbage_after",
+    "echo",
+    "split",
+    "twice",
+    "unsolicited",
+    "reset",
+    "fin",
+    "lie",
+]
 """``late``: answered after a while. ``silent``: not answered. ``half``: half a reply, no terminator. ``garbage``,
 ``garbage_after``: bytes in front of the reply, or behind it. ``echo``: the command in front of the reply. ``split``:
 the reply byte by byte. ``twice``: the reply two times in one write. ``unsolicited``: with the reply a line ``EVENT n``
-that nobody asked for, in turn in front of it, behind it, and a moment after it."""
+that nobody asked for, in turn in front of it, behind it, and a moment after it. ``reset``: the connection is reset in
+place of the reply. ``fin``: it is closed, in turn in place of the reply and after half of it. ``lie``: the header of a
+block tells of more bytes than come."""
+
+CONNECTION_FAULTS: tuple[Fault, ...] = ("reset", "fin", "lie")
+"""Those that take a connection and blocks, so that of our instruments only the meter can have them."""
 
 
 def _count(_: object, attribute: attrs.Attribute[Any], value: int) -> None:
@@ -48,6 +66,10 @@ class FaultPlan:
         split_every: Every so many answers, one comes byte by byte.
         twice_every: Every so many answers, one is given two times.
         unsolicited_every: Every so many answers, one has company of a line that nobody asked for.
+        reset_every: Every so many answers, the connection is reset in place of one. Only of the meter.
+        fin_every: Every so many answers, it is closed in place of one, or after half of one. Only of the meter.
+        lie_every: Every so many answers, the next one that is a block is announced as longer than it is. Only of the
+            meter.
         seed: Which one of so many it is: 0 for the last, another number draws one for each kind of fault.
     """
 
@@ -61,7 +83,15 @@ class FaultPlan:
     split_every: int = attrs.field(default=0, validator=_count)
     twice_every: int = attrs.field(default=0, validator=_count)
     unsolicited_every: int = attrs.field(default=0, validator=_count)
+    reset_every: int = attrs.field(default=0, validator=_count)
+    fin_every: int = attrs.field(default=0, validator=_count)
+    lie_every: int = attrs.field(default=0, validator=_count)
     seed: int = attrs.field(default=0, validator=_count)
+
+    @property
+    def needs_connection(self) -> bool:
+        """Whether one of its faults can only happen to a connection."""
+        return any(getattr(self, f"{fault}_every") for fault in CONNECTION_FAULTS)
 
 
 NO_FAULTS = FaultPlan()
@@ -79,13 +109,13 @@ class FaultSchedule:
         self._answers = 0
         self._due: dict[Fault, None] = {}  # a set that keeps its order, so that the one due longest comes first
 
-    def next(self) -> Fault | None:
+    def next(self, *, is_block: bool = False) -> Fault | None:
         """Count one answer that bears a tag, and return the fault that fires with it."""
         self._answers += 1
         for fault, every in self._every.items():
             if (self._answers + self._shift[fault]) % every == 0:
                 self._due.setdefault(fault)
-        fired = next(iter(self._due), None)
+        fired = next((fault for fault in self._due if is_block or fault != "lie"), None)
         if fired is not None:
             del self._due[fired]
         return fired

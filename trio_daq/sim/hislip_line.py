@@ -23,7 +23,7 @@ import trio
 
 from trio_daq.sim.dialogue import Bench, Dialogue
 from trio_daq.sim.message_framing import receive_exactly, split_at_end, with_end
-from trio_daq.sim.tcp_line import LOOPBACK
+from trio_daq.sim.tcp_line import LOOPBACK, hang_up
 
 MAXIMUM_MESSAGE = 16 * 1024
 """Bytes of payload in one message, either way; small, so that clients have to cut and to join."""
@@ -189,14 +189,14 @@ class _Session:
 
     async def run(self) -> None:
         """Serve the synchronous connection until the client goes away."""
-        dialogue = self._bench.open_dialogue(self._reply)
+        dialogue = self._open_dialogue()
         while True:
             message = await _receive(self.synchronous)
             if self.asynchronous is None:
                 raise _FatalError(_Fatal.ONE_CHANNEL_ONLY, "the asynchronous connection comes first")
             if message.type == Type.DEVICE_CLEAR_COMPLETE:
                 self._clearing = False
-                dialogue = self._bench.open_dialogue(self._reply)
+                dialogue = self._open_dialogue()
                 await _send(self.synchronous, Type.DEVICE_CLEAR_ACKNOWLEDGE)
             elif not self._clearing:  # else the client wrote it before it knew (IVI-6.1, "Device Clear Transaction")
                 self._note_delivery(message)
@@ -225,6 +225,9 @@ class _Session:
                 await _send(stream, Type.ASYNC_REMOTE_LOCAL_RESPONSE)
             case _:
                 await _refuse(stream, message)
+
+    def _open_dialogue(self) -> Dialogue:
+        return self._bench.open_dialogue(self._reply, functools.partial(hang_up, self.synchronous))
 
     def _clear(self) -> None:
         self._clearing, self._has_unread = True, False

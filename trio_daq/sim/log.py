@@ -30,8 +30,8 @@ class LogEntry:
             of a compound message; ``"fault"`` when a fault fired.
         text: The command, the reply, or what the fault sent, without terminator.
         tag: The tag of the query (of a compound command: the first), or None.
-        fault: A kind of fault that `FaultPlan` lists; ``"unplug"``; ``"freeze"``, noted when it is over, with its
-            length as text; or None.
+        fault: A kind of fault that `FaultPlan` lists; ``"unplug"``; ``"restart"`` or ``"deaf"``, noted when it begins,
+            or ``"freeze"``, noted when it is over, each with its length as text, ``"0.2 s"``; or None.
     """
 
     t: int

@@ -5,6 +5,7 @@ case of letters, where TAG is any word, may be left out, and comes back in front
 
     MEAS:VOLT[:DC]? TAG      TAG,+1.234567E+00    a voltage that drifts slowly
     SLOW? TAG,SECONDS        TAG,+1.234567E+00    the same, after that many seconds
+    CURV? TAG,COUNT          #3200TAG,...         a definite block of that many bytes of any value, TAG in front
     CONF:VOLT[:DC]           (no reply)
     SYST:ERR[:NEXT]?         0,"No error"         or the oldest error, which it takes out of the queue
     *IDN? *OPC? *RST *CLS                         as in IEEE 488.2-1992, section 10
@@ -23,6 +24,8 @@ from collections import deque
 from trio_daq.sim.answer import LONGEST_DELAY, Answer, Reply, parse_number, tag_text
 
 IDENTITY = b"TRIO_DAQ,SIMULATED METER,1,0.1"
+LONGEST_CURVE = 1024 * 1024
+"""Bytes in a block."""
 QUEUE_LENGTH = 20
 """Errors kept; SCPI-99 volume 2, 21.8.1 asks for at least two."""
 
@@ -34,9 +37,12 @@ _HEADERS = {
     re.compile(rb":?MEAS(URE)?:VOLT(AGE)?(:DC)?\?"): "measure",
     re.compile(rb":?CONF(IGURE)?:VOLT(AGE)?(:DC)?"): "configure",
     re.compile(rb":?SLOW\?"): "slow",
+    re.compile(rb":?CURV(E)?\?"): "curve",
     re.compile(rb":?SYST(EM)?:ERR(OR)?(:NEXT)?\?"): "error",
 }
 
+_RAMP = bytes(range(256))
+"""Every byte, terminators and ``#`` among them: only counting finds the end of the block."""
 _NO_ERROR = b'0,"No error"'
 _MISSING_PARAMETER = b'-109,"Missing parameter"'
 _UNDEFINED_HEADER = b'-113,"Undefined header"'
@@ -90,6 +96,8 @@ class SimulatedMeter:
                 return _voltage(parameters, now)
             case "slow":
                 return self._slow(parameters, now)
+            case "curve":
+                return self._curve(parameters)
             case "error":
                 return Answer((Reply(self._errors.popleft() if self._errors else _NO_ERROR),))
             case "clear":
@@ -105,6 +113,18 @@ class SimulatedMeter:
             return self._fail(_MISSING_PARAMETER)
         delay = parse_number(seconds, 0.0, LONGEST_DELAY)
         return self._fail(_ILLEGAL_VALUE) if delay is None else _voltage(tag.strip(), now + delay, delay)
+
+    def _curve(self, parameters: bytes) -> Answer:
+        tag, _, count = parameters.rpartition(b",")
+        if not count:
+            return self._fail(_MISSING_PARAMETER)
+        front = tag.strip() + b"," if tag.strip() else b""
+        length = parse_number(count, max(1, len(front)), LONGEST_CURVE)
+        if length is None:
+            return self._fail(_ILLEGAL_VALUE)
+        data = (front + _RAMP * (int(length) // len(_RAMP) + 1))[: int(length)]
+        digits = b"%d" % len(data)
+        return Answer((Reply(b"#%d%s%s" % (len(digits), digits, data), tag_text(tag.strip())),))
 
     def _fail(self, error: bytes) -> Answer:
         if len(self._errors) == QUEUE_LENGTH:

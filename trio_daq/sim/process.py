@@ -24,12 +24,13 @@ import attrs
 import trio
 
 from trio_daq.errors import StartError
-from trio_daq.sim.faults import NO_FAULTS, FaultPlan
+from trio_daq.sharing import checked_timeout
+from trio_daq.sim.faults import CONNECTION_FAULTS, NO_FAULTS, FaultPlan
 
 START_TIMEOUT = 10.0
 """Seconds to wait until everything listens."""
-PLUG_TIMEOUT = 5.0
-"""Seconds to wait until a cable is out or in."""
+ORDER_TIMEOUT = 5.0
+"""Seconds to wait until an order is taken, and a cable out or in."""
 CLOSE_TIMEOUT = 3.0
 """Seconds for the process to end by itself once its stdin is closed."""
 _JUST_NOW = 0.05
@@ -89,11 +90,11 @@ class SimulatedLab:
             ValueError: If the lab was opened without ``stage_link``.
             trio.TooSlowError: If it was not out within 5 s.
         """
-        await self._tell(b"unplug\n", linked=False)
+        await self._tell_stage(b"unplug\n", linked=False)
 
     async def replug_stage(self) -> None:
         """Put the stage's cable in again: its port is there again, as another pty perhaps. Raises as `unplug_stage`."""
-        await self._tell(b"replug\n", linked=True)
+        await self._tell_stage(b"replug\n", linked=True)
 
     def freeze(self) -> None:
         """Stop the process of the instruments (SIGSTOP): none answers, and nothing tells a client why. POSIX only."""
@@ -103,14 +104,42 @@ class SimulatedLab:
         """Let a frozen process go on; what it was asked meanwhile it answers now."""
         self._process.send_signal(signal.SIGCONT)
 
-    async def _tell(self, order: bytes, *, linked: bool) -> None:
-        assert self._process.stdin is not None
+    async def restart_meter(self, away_for: float) -> None:
+        """Switch the meter off, and on again after *away_for* seconds.
+
+        Its connections are closed, what it had not read is gone, and so are the errors in its queue. While it is off
+        its port refuses connections; after that it is the same port. Returns at once: the log says when it began.
+
+        Raises:
+            ValueError: If there is no meter, or it is not on a raw socket.
+            trio.TooSlowError: If its process did not take the order within 5 s.
+        """
+        await self._tell_meter(b"restart", away_for)
+
+    async def deafen_meter(self, seconds: float) -> None:
+        """Have the meter read nothing for so many seconds, so that a client that writes fills the buffers and waits.
+
+        It goes on to accept connections, and to answer what it has read. Returns and raises as `restart_meter`.
+        """
+        await self._tell_meter(b"deafen", seconds)
+
+    async def _tell_meter(self, order: bytes, seconds: float) -> None:
+        if self.meter_port is None or self.meter_over != "socket":
+            raise ValueError("this lab has no meter on a raw socket")
+        with trio.fail_after(ORDER_TIMEOUT):
+            await self._tell(b"%s %g\n" % (order, checked_timeout(seconds)))
+
+    async def _tell_stage(self, order: bytes, *, linked: bool) -> None:
         if self._stage_link is None:
             raise ValueError("only a lab that was opened with stage_link can unplug its stage: it could not come back")
-        with trio.fail_after(PLUG_TIMEOUT):
-            await self._process.stdin.send_all(order)
+        with trio.fail_after(ORDER_TIMEOUT):
+            await self._tell(order)
             while self._stage_link.is_symlink() is not linked:  # noqa: ASYNC110 - a file has no event
                 await trio.sleep(0.001)
+
+    async def _tell(self, order: bytes) -> None:
+        assert self._process.stdin is not None
+        await self._process.stdin.send_all(order)
 
 
 @asynccontextmanager
@@ -120,6 +149,7 @@ async def open_simulated_lab(
     stage: FaultPlan | None = NO_FAULTS,
     meter: FaultPlan | None = NO_FAULTS,
     meter_over: MeterOver = "socket",
+    meter_port: int = 0,
     bus: FaultPlan | None = None,
     stage_link: str | os.PathLike[str] | None = None,
     stall_limit: float | None = None,
@@ -135,6 +165,7 @@ async def open_simulated_lab(
         meter: Faults of the meter, None for no meter.
         meter_over: What carries the meter's messages: a raw TCP ``"socket"``, ``"hislip"``, ``"vxi11"`` or a ``"pty"``
             (POSIX only).
+        meter_port: TCP port of the meter on 127.0.0.1, 0 for any free one.
         bus: Faults of each of three stages that share one pty (POSIX only), None for no such line.
         stall_limit: If their process did not run for so many seconds, stopped or starved, the log says so, as a fault
             ``"freeze"``. None: nobody looks.
@@ -142,7 +173,8 @@ async def open_simulated_lab(
 
     Raises:
         StartError: If they did not come up within 10 s. What went wrong there stands on stderr.
-        ValueError: If stage, meter and bus are None, or there is a link and no stage.
+        ValueError: If stage, meter and bus are None, there is a link and no stage, or a plan has a fault of
+            connections for an instrument on a serial line.
 
     Example:
         >>> import tempfile
@@ -160,10 +192,12 @@ async def open_simulated_lab(
         raise ValueError("a simulated lab needs a stage or a meter or a bus")
     if stage is None and stage_link is not None:
         raise ValueError("stage_link needs a stage")
+    if any(plan is not None and plan.needs_connection for plan in (stage, bus, meter if meter_over == "pty" else None)):
+        raise ValueError(f"a serial line has no connection that could have {', '.join(CONNECTION_FAULTS)}")
     link = None if stage_link is None else Path(stage_link)
     command = [sys.executable, "-P", "-m", "trio_daq.sim", f"--log={os.fspath(log)}"]
     command += [*_options("stage", stage), *_options("meter", meter), *_options("bus", bus)]
-    command += [f"--meter-over={meter_over}"]
+    command += [f"--meter-over={meter_over}", f"--meter-port={meter_port}"]
     command += [] if link is None else [f"--stage-link={link}"]
     command += [] if stall_limit is None else [f"--stall-limit={stall_limit}"]
     process = await trio.lowlevel.open_process(

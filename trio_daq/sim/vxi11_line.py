@@ -17,7 +17,7 @@ import enum
 import functools
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import attrs
 import trio
@@ -25,7 +25,8 @@ import trio
 from trio_daq.sim.dialogue import Bench
 from trio_daq.sim.message_framing import split_at_end, with_end
 from trio_daq.sim.onc_rpc import XdrReader, pack_opaque, pack_unsigned, serve_calls
-from trio_daq.sim.tcp_line import LOOPBACK
+from trio_daq.sim.spoiling import HangUp
+from trio_daq.sim.tcp_line import LOOPBACK, hang_up
 
 CORE_PROGRAM = 0x0607AF
 CORE_VERSION = 1
@@ -104,8 +105,9 @@ async def serve_on_vxi11(
 
 async def _serve_connection(bench: Bench, numbers: Iterator[int], stream: trio.SocketStream) -> None:
     async with trio.open_nursery() as nursery:
-        core = _Core(bench, numbers, nursery)
-        with contextlib.suppress(EOFError, trio.BrokenResourceError):  # the client went away, with all its links
+        core = _Core(bench, numbers, stream, nursery)
+        # The client went away, with all its links, or the instrument has hung up.
+        with contextlib.suppress(EOFError, trio.BrokenResourceError, trio.ClosedResourceError):
             await serve_calls(stream, CORE_PROGRAM, CORE_VERSION, core.call)
         nursery.cancel_scope.cancel()
 
@@ -116,6 +118,7 @@ class _Core:
 
     _bench: Bench
     _numbers: Iterator[int]
+    _stream: trio.SocketStream
     _nursery: trio.Nursery
     _links: dict[int, _Link] = attrs.field(factory=dict)
 
@@ -162,7 +165,7 @@ class _Core:
         if wants_lock:
             return pack_unsigned(Error.NOT_SUPPORTED, 0, 0, 0)
         number = next(self._numbers)
-        self._links[number] = _Link(self._bench, self._nursery)
+        self._links[number] = _Link(self._bench, functools.partial(hang_up, self._stream), self._nursery)
         return pack_unsigned(Error.NONE, number, 0, MAXIMUM_WRITE)  # 0: there is no abort channel
 
     async def _write(self, arguments: XdrReader) -> bytes:
@@ -191,8 +194,9 @@ class _Core:
 class _Link:
     """One client's link to the instrument."""
 
-    def __init__(self, bench: Bench, nursery: trio.Nursery) -> None:
+    def __init__(self, bench: Bench, hang_up: Callable[[HangUp], None], nursery: trio.Nursery) -> None:
         self._bench = bench
+        self._hang_up = hang_up
         self._nursery = nursery
         self._begin()
 
@@ -200,7 +204,15 @@ class _Link:
         self._output = _OutputQueue(self._bench)
         self._input, inbox = trio.open_memory_channel[bytes](INPUT_BUFFER)
         self._scope = trio.CancelScope()
-        self._nursery.start_soon(_work, self._bench, inbox, self._output, self._scope)
+        self._nursery.start_soon(self._work, inbox, self._output, self._scope)
+
+    async def _work(
+        self, inbox: trio.MemoryReceiveChannel[bytes], output: _OutputQueue, scope: trio.CancelScope
+    ) -> None:
+        with scope:
+            dialogue = self._bench.open_dialogue(output.put, self._hang_up)
+            async for data in inbox:
+                await dialogue.take(data)
 
     def clear(self) -> None:
         """Forget what was asked and what was answered (device clear, B.6.7)."""
@@ -224,15 +236,6 @@ class _Link:
         while (taken := self._output.take(size, character)) is None:
             await self._output.wait_grown()
         return taken
-
-
-async def _work(
-    bench: Bench, inbox: trio.MemoryReceiveChannel[bytes], output: _OutputQueue, scope: trio.CancelScope
-) -> None:
-    with scope:
-        dialogue = bench.open_dialogue(output.put)
-        async for data in inbox:
-            await dialogue.take(data)
 
 
 @attrs.define

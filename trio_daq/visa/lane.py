@@ -44,6 +44,8 @@ class Lane:
         self.duty = trio.Lock()
         self._ring, self._bell = trio.open_memory_channel[None](1)
         self._is_idle = False
+        self._attempt = trio.CancelScope()
+        self._has_bypassed = False
         self._bypassed: dict[Priority, int] = dict.fromkeys(PRIORITIES, 0)
 
     def ring(self) -> None:
@@ -59,8 +61,14 @@ class Lane:
     async def work(self, is_over: Callable[[], bool]) -> None:
         """Serve the lane until *is_over*, which `ring` makes it ask. For whoever is on duty."""
         while not is_over():
-            if not await self._take_a_turn():
-                await self._wait()
+            # One scope for many turns, as one for each would cost as much as the rest of a turn.
+            with trio.CancelScope() as attempt:
+                self._attempt = attempt
+                while not is_over():
+                    if not await self._take_a_turn():
+                        await self._wait()
+                    if attempt.deadline < math.inf:  # somebody left during that turn; it is over
+                        attempt.deadline = math.inf
 
     async def _take_a_turn(self) -> bool:
         """Do one thing; return whether there was any."""
@@ -70,10 +78,10 @@ class Lane:
             self.demands.remove(demand)
             await self._make_room_for(demand.link)
             if demand.result is None:  # who has left must not find it opened later
-                await demand.link.serve(demand)
+                await self._serve(demand)
             return True
         for link in self.links:
-            if link.next_try() == 0 and self._has_room_for(link):
+            if link.state != "open" and self._next_try(link) == 0:
                 await self._prepare(link)
                 return True
         order = self._choose()
@@ -82,7 +90,7 @@ class Lane:
         if order.deadline <= trio.current_time():
             order.expire()
         elif order.link.state == "open":
-            await order.link.serve(order)
+            await self._serve(order)
             if order.requests and order.requests[-1].reply == "nothing":
                 await trio.lowlevel.cancel_shielded_checkpoint()  # to write need not have waited
         elif (refusal := order.link.refusal(order.owner)) is not None:
@@ -92,7 +100,8 @@ class Lane:
         return True
 
     async def _wait(self) -> None:
-        tries = [left for link in self.links if (left := link.next_try()) is not None and self._has_room_for(link)]
+        troubled = [link for link in self.links if link.state != "open"]
+        tries = [left for link in troubled if (left := self._next_try(link)) is not None]
         self._is_idle = True
         if tries:
             with trio.move_on_after(min(tries)):
@@ -101,17 +110,23 @@ class Lane:
         else:
             await self._bell.receive()
 
+    def _next_try(self, link: VisaLink) -> float | None:
+        """Return the seconds until *link* is to be seen to, None if not by itself."""
+        return link.next_try() if self._has_room_for(link) else None
+
     def _choose(self) -> Order | None:
         """Return the order that is next, or None."""
         heads: dict[Priority, Order] = {}
         queues = [self._queue_in_turn(link) for link in self.links if self._may_serve(link)]
+        if not any(map(len, queues)):
+            return None
         for priority in PRIORITIES:
             for queue in queues:
                 order = queue.first(priority)
                 if order is not None and (priority not in heads or order.asked_at < heads[priority].asked_at):
                     heads[priority] = order
-        if not heads:
-            return None
+        if len(heads) < 2 and not self._has_bypassed:
+            return next(iter(heads.values()), None)
         bypassed = self._bypassed
         chosen = next(iter(heads))
         for priority in reversed(heads):
@@ -121,6 +136,7 @@ class Lane:
         for priority in PRIORITIES[PRIORITIES.index(chosen) + 1 :]:
             bypassed[priority] = bypassed[priority] + 1 if priority in heads else 0
         bypassed[chosen] = 0
+        self._has_bypassed = any(bypassed.values())
         return heads[chosen]
 
     def _queue_in_turn(self, link: VisaLink) -> CommandQueue:
@@ -133,7 +149,12 @@ class Lane:
 
     async def _prepare(self, link: VisaLink) -> None:
         await self._make_room_for(link)
+        link.attempt = self._attempt
         await link.care()
+
+    async def _serve(self, order: Order) -> None:
+        order.link.attempt = self._attempt
+        await order.link.serve(order)
 
     # --- how many may be open ----------------------------------------------------------------------------------------
 

@@ -10,8 +10,6 @@ next reply belongs to the next command; a command is given to it in ``open`` onl
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 import outcome
@@ -83,6 +81,7 @@ class VisaLink:
         in_flight: The order that the instrument is at.
         used_at: Trio time of the last order.
         is_busy: Whether the worker is at it.
+        attempt: The scope in which the worker is at it.
         rest: Where one waits until it is not.
     """
 
@@ -107,7 +106,7 @@ class VisaLink:
         self._make_transport = make_transport
         self._backoff = Backoff(_FIRST_PAUSE, _LAST_PAUSE)
         self._resync = Resync(canonical, config, self.trace)
-        self._scope = trio.CancelScope()
+        self.attempt = trio.CancelScope()
         self._unanswered = ""
 
     # --- what the worker has to know ---------------------------------------------------------------------------------
@@ -153,32 +152,37 @@ class VisaLink:
 
     def hurry(self) -> None:
         """Give up the exchange in flight after `resync_timeout`: nobody waits for its reply any more."""
-        self._scope.deadline = min(self._scope.deadline, trio.current_time() + self.config.resync_timeout)
+        if self.is_busy:
+            self.attempt.deadline = min(self.attempt.deadline, trio.current_time() + self.config.resync_timeout)
 
     def give_up(self) -> None:
-        """Give up the exchange in flight now."""
-        self._scope.cancel()
+        """Give up what the worker is doing with this link, now."""
+        if self.is_busy:
+            self.attempt.cancel()
 
     # --- what the worker does ----------------------------------------------------------------------------------------
 
     async def serve(self, order: Order) -> None:
         """Do what *order* asks for, and end it."""
         order.withdraw()
-        self.in_flight, self.begun_at = order, trio.current_time()
-        with self._at_work():
-            try:
-                order.end(outcome.Value(await order.work(order)))
-            except DaqError as error:
-                order.fail(error)
-            finally:
-                if order.result is None:
-                    order.fail(self.closed_under(order))
-                self.in_flight, self.used_at = None, trio.current_time()
+        self.in_flight, self.begun_at, self.is_busy = order, trio.current_time(), True
+        try:
+            order.end(outcome.Value(await order.work(order)))
+        except DaqError as error:
+            order.fail(error)
+        finally:
+            if order.result is None:
+                order.fail(self.closed_under(order))
+            self.in_flight, self.used_at = None, trio.current_time()
+            self._rest()
 
     async def care(self) -> None:
         """See to the connection while no order is in flight, as `prepare`."""
-        with self._at_work():
+        self.is_busy = True
+        try:
             await self.prepare()
+        finally:
+            self._rest()
 
     async def carry_out(self, order: Order) -> Replies:
         """Send the commands of *order* and read their replies.
@@ -269,16 +273,9 @@ class VisaLink:
         self.state = "parked"
         return transport is None or await transport.aclose(CLOSE_TIMEOUT, abort=abort)
 
-    @contextmanager
-    def _at_work(self) -> Iterator[None]:
-        """Be busy for the length of the block, which `give_up` and `hurry` can end."""
-        self.is_busy = True
-        try:
-            with trio.CancelScope() as self._scope:
-                yield
-        finally:
-            self.is_busy = False
-            self.rest.unpark_all()
+    def _rest(self) -> None:
+        self.is_busy = False
+        self.rest.unpark_all()
 
     # --- one exchange ------------------------------------------------------------------------------------------------
 
@@ -305,10 +302,10 @@ class VisaLink:
             self._soil("an exchange was left unfinished")
             raise self.timeout_of(order) from None
         except ConnectionLostError as error:
-            sent = order.sent
+            order.fail(LineLostError(resource=self.resource, owner=owner, reason=str(error), sent=order.sent))
             await self.disconnect(abort=True)
             self._fail("lost", str(error), pause=False)
-            raise LineLostError(resource=self.resource, owner=owner, reason=str(error), sent=sent) from error
+            return []
         except BlockError as error:
             self._soil(str(error))
             raise ReplyError(

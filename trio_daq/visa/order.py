@@ -195,6 +195,8 @@ class Order:
             DaqError: That in which it ended.
         """
         if self.result is None:
+            if self._waiter is not None:
+                raise trio.BusyResourceError(f"task {self._waiter.name!r} waits for {self.texts[0]!r} already")
             self.task = task = trio.lowlevel.current_task()
             self.agent = current_agent() or task
             try:
@@ -202,8 +204,6 @@ class Order:
             except DaqError:
                 self.abandon()
                 raise
-            if self._waiter is not None:
-                raise trio.BusyResourceError(f"task {self._waiter.name!r} waits for {self.texts[0]!r} already")
             self._waiter = task
 
             def leave(_: object) -> trio.lowlevel.Abort:

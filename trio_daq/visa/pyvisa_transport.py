@@ -1,182 +1,252 @@
-"""Talk to one VISA resource through PyVISA, in a thread of its own.
+"""Talk to one VISA resource through PyVISA, any backend of it, in a thread of its own.
 
-Any PyVISA backend will do. Every failure, of whatever type the backend chose, comes out as one of two errors; after
-either the connection must not be used again, since a late reply may sit in it.
+The thread's work is in `pyvisa_connection`; this is the side of Trio: it hands an exchange over in one hop, bounds it,
+says what its failure means, and gives up a thread that does not come back. What such a thread has open is touched by
+nobody else; its TCP connection, where there is one, is ended, so that it comes back after all and closes it.
 
-Invariant: only functions that run in the worker thread touch the PyVISA resource.
+Invariant: only functions that run in the worker thread call PyVISA.
 """
 
 from __future__ import annotations
 
-import math
-import threading
+import contextlib
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar, TypeVarTuple
 
+import attrs
+import outcome
 import trio
 
 from trio_daq.errors import HungCallError, LineOpenError, Sent
 from trio_daq.sharing import WorkerThread
+from trio_daq.visa.pyvisa_connection import PyvisaConnection
 from trio_daq.visa.settings import VisaSessionConfig
-from trio_daq.visa.tcp_link import discard_stale_input, tune_tcp
+from trio_daq.visa.transport import (
+    ConnectionLostError,
+    Progress,
+    Request,
+    TransportError,
+    TransportTimeoutError,
+    UnaskedInputError,
+)
 
-if TYPE_CHECKING:
-    from pyvisa.resources import MessageBasedResource
-
-_CHUNK = 1 << 16
-"""Bytes asked for in one viRead."""
-
-_MAKING_MANAGER = threading.Lock()
-"""PyVISA keeps one manager for each library; two threads at once would make two, and the lost one closes sessions."""
-
-_GRACE = 1.0
+_GRACE = 0.5
 """Seconds beyond its VISA timeout that a call may take before its thread is given up."""
 
+_GRACE_TO_OPEN = 1.0
+"""The same for opening, where pyvisa-py rounds up its timeouts."""
 
-class TransportError(Exception):
-    """The connection failed; the message says how."""
-
-
-class TransportTimeoutError(TransportError):
-    """The instrument did not take or give bytes in time."""
+_T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
 
 
 class PyvisaTransport:
-    """One open connection.
+    """A `Transport` over one PyVISA resource.
 
     Attributes:
-        sent: Whether the command of the last exchange was written: ``"unknown"`` while that is under way.
+        sent: Whether the request in hand, or the last one, was written: ``"unknown"`` while that is under way. A
+            request without bytes leaves it as it is.
+        completed: How many requests of the exchange in hand, or the last one, were carried out.
     """
 
     def __init__(self, config: VisaSessionConfig) -> None:
         self.sent: Sent = "no"
+        self.completed = 0
         self._config = config
         self._worker = WorkerThread(f"visa {config.resource}")
-        self._resource: MessageBasedResource | None = None
+        self._connection: PyvisaConnection | None = None
+        self._closed = trio.Event()
+        self._gone = "it is not open"
 
     async def open(self, timeout: float) -> None:
-        """Connect. Cancelled, nothing stays open.
+        """Connect. Cancelled, nothing stays open but what a hung thread holds.
 
         Raises:
             LineOpenError: If that fails.
         """
+        resource = self._config.resource
+        if self._connection is not None or self._closed.is_set():
+            raise LineOpenError(resource=resource, reason="this connection has been opened or closed")
+        token = trio.lowlevel.current_trio_token()
+        connection = self._connection = PyvisaConnection(self._config, lambda: _post(token, self._closed.set))
+        opened = False
         try:
-            self._resource = await self._worker.run(
-                _open, self._config, timeout, timeout=timeout, grace=_GRACE, closing=_close
+            await self._worker.run(
+                connection.open, timeout, timeout=timeout, grace=_GRACE_TO_OPEN, closing=lambda _: connection.close()
             )
+            opened = True
         except HungCallError as error:
-            raise LineOpenError(resource=self._config.resource, reason=str(error)) from error
+            raise LineOpenError(resource=resource, reason=str(error).rstrip(".")) from error
         except Exception as error:
             # Backends raise VisaIOError, OSError, ValueError, TypeError and more; all mean the same here.
-            raise _explain_open_failure(self._config, error) from error
+            raise _explain_open_failure(resource, error) from error
+        finally:
+            if not opened:
+                self._worker.stop()
+        self._gone = ""
 
-    async def exchange(self, command: bytes, expects_reply: bool, deadline: float) -> bytes:
-        """Write *command*, its termination included, and return the reply, or nothing if none is expected.
-
-        Cancellation leaves the exchange going on in the thread: the connection must be closed then.
-
-        Args:
-            command: The bytes to write.
-            expects_reply: Whether to read.
-            deadline: Trio time by which all must be done; the VISA timeout is set to what is left of it.
-
-        Raises:
-            TransportTimeoutError: If time ran out.
-            TransportError: If anything else went wrong.
-        """
-        left = deadline - trio.current_time()
-        self.sent = "unknown"
+    async def exchange(
+        self, requests: Sequence[Request], deadline: float, progress: Progress | None = None
+    ) -> list[bytes]:
+        """Carry out *requests*, one after the other, and return what came back to each; see `Transport.exchange`."""
+        self.sent, self.completed = "no", 0
+        seconds = deadline - trio.current_time()
+        job = _Job(tuple(requests), time.monotonic() + seconds, progress)
         try:
-            return await self._worker.run(
-                self._exchange, command, expects_reply, time.monotonic() + left, timeout=left, grace=_GRACE
-            )
+            replies = await self._call(seconds, self._carry_out, job)
+        finally:
+            job.wanted = False
+        job.told.unwrap()
+        return replies
+
+    async def drain(self, quiet: float, timeout: float) -> bytes:
+        """Read and drop bytes until none came for *quiet* seconds; see `Transport.drain`."""
+        return await self._call(timeout, self._open_connection().drain, quiet, time.monotonic() + timeout)
+
+    async def clear(self, timeout: float) -> None:
+        """Do a device clear (viClear); see `Transport.clear`. A raw socket has none: it would only drop input."""
+        connection = self._open_connection()
+        if not connection.has_clear:
+            await trio.lowlevel.checkpoint()
+            raise TransportError("a raw TCP connection has no device clear")
+        await self._call(timeout, connection.clear, time.monotonic() + timeout)
+
+    async def aclose(self, timeout: float, *, abort: bool = False) -> bool:
+        """Close within *timeout* seconds, always, and return whether it is closed; see `Transport.aclose`."""
+        self._gone = "it was closed"
+        end = trio.current_time() + timeout
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        connection = self._connection
+        if connection is None:
+            self._closed.set()
+            return True
+        if abort:
+            connection.inside.abort()
+        if not await self._worker.aclose(0.8 * timeout):
+            connection.inside.shutdown()
+        if connection.began:
+            with trio.CancelScope(shield=True), trio.move_on_at(end):
+                await self._closed.wait()
+        return self._closed.is_set() or not connection.began
+
+    async def _call(self, seconds: float, work: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
+        connection = self._open_connection()
+        if seconds <= 0:
+            await trio.lowlevel.checkpoint()
+            raise TransportTimeoutError("no time was left for it")
+        end = trio.current_time() + seconds
+        try:
+            return await self._worker.run(work, *args, timeout=seconds, grace=_GRACE)
+        except TransportError:
+            raise
         except HungCallError as error:
+            self._gone = "a call to its library hangs"
+            connection.inside.shutdown()
             raise TransportTimeoutError(str(error)) from error
         except Exception as error:
-            raise _explain_exchange_failure(error) from error
+            raise _explain_failure(error, late=trio.current_time() >= end) from error
 
-    async def aclose(self, timeout: float) -> None:
-        """Close the connection. Bounded and shielded; what hangs is left to its thread."""
-        self._resource = None
-        await self._worker.aclose(timeout)
+    def _open_connection(self) -> PyvisaConnection:
+        if self._gone or self._connection is None:
+            raise ConnectionLostError(self._gone)
+        return self._connection
 
-    def _exchange(self, command: bytes, expects_reply: bool, end: float) -> bytes:
-        resource = self._resource
-        assert resource is not None
-        library, session = resource.visalib, resource.session
-        try:
-            discard_stale_input(resource)
-            resource.timeout = _milliseconds(end)
-            if time.monotonic() >= end:
-                raise TimeoutError
-        except BaseException:
-            self.sent = "no"
-            raise
-        library.write(session, command)
-        self.sent = "yes"
-        return self._read_reply(resource, end) if expects_reply else b""
+    def _carry_out(self, job: _Job) -> list[bytes]:
+        """Do one exchange, in the worker thread."""
+        connection, deadline = self._open_connection(), job.deadline
+        replies = []
+        for request in job.requests:
+            if request.data:
+                self.sent = "no"
+                self._refuse_unasked(connection)
+                job.check()
+                self.sent = "unknown"
+                connection.write(request.data, deadline)
+                self.sent = "yes"
+            if request.reply == "message":
+                replies.append(connection.read_message(deadline))
+            elif request.reply == "block":
+                replies.append(connection.read_block(deadline, job.tell))
+            else:
+                replies.append(b"")
+            self.completed += 1
+        return replies
 
-    def _read_reply(self, resource: MessageBasedResource, end: float) -> bytes:
-        from pyvisa.constants import StatusCode
-
-        reply = bytearray()
-        status = StatusCode.success_max_count_read
-        with resource.ignore_warning(StatusCode.success_max_count_read):  # PyVISA warns of replies above one chunk
-            while status == StatusCode.success_max_count_read:
-                # Each viRead has the whole VISA timeout to itself, so it must be set to what is left. It must not be
-                # made of shorter slices: pyvisa-py drops the bytes of a read that times out.
-                resource.timeout = _milliseconds(end)
-                chunk, status = resource.visalib.read(resource.session, _CHUNK)
-                reply += chunk
-        return bytes(reply)
+    def _refuse_unasked(self, connection: PyvisaConnection) -> None:
+        if data := connection.unasked():
+            unasked = UnaskedInputError(data)
+            if self.completed:  # an UnaskedInputError would say that nothing was written yet
+                raise TransportError(f"after {self.completed} requests, {unasked}")
+            raise unasked
 
 
-def _milliseconds(end: float) -> int:
-    # 0 would mean VI_TMO_IMMEDIATE (VPP-4.3 table 3.6.1)
-    return max(1, math.ceil(1000 * (end - time.monotonic())))
+@attrs.define
+class _Job:
+    """One exchange on its way to the thread and back.
+
+    Attributes:
+        deadline: ``time.monotonic()`` of its end.
+        wanted: Whether anybody still waits for it; if not, nothing more is written.
+        told: What became of telling the progress.
+    """
+
+    requests: tuple[Request, ...]
+    deadline: float
+    progress: Progress | None
+    wanted: bool = True
+    told: outcome.Outcome[object] = attrs.field(factory=lambda: outcome.Value(None))
+    _token: trio.lowlevel.TrioToken = attrs.field(factory=trio.lowlevel.current_trio_token)
+
+    def check(self) -> None:
+        """Refuse to go on if nobody waits any more."""
+        if not self.wanted or time.monotonic() >= self.deadline:
+            raise TransportTimeoutError("no time was left for the rest of it")
+
+    def tell(self, done: int, size: int | None) -> None:
+        """Tell the progress in the Trio thread."""
+        if self.progress is not None:
+            _post(self._token, self._tell, done, size)
+
+    def _tell(self, done: int, size: int | None) -> None:
+        # An exception here would end all of Trio, so it goes to the caller instead.
+        if self.wanted and self.progress is not None and isinstance(self.told, outcome.Value):
+            self.told = outcome.capture(self.progress, done, size)
 
 
-def _open(config: VisaSessionConfig, timeout: float) -> MessageBasedResource:
-    import pyvisa
-    from pyvisa.resources import MessageBasedResource
-
-    # The manager of a library is one object for the whole process, and closing it closes every session of everybody:
-    # it is left to PyVISA, which closes it at exit.
-    with _MAKING_MANAGER:
-        manager = pyvisa.ResourceManager(config.backend)
-    milliseconds = max(1, math.ceil(1000 * timeout))
-    resource = manager.open_resource(config.resource, open_timeout=milliseconds)
-    try:
-        if not isinstance(resource, MessageBasedResource):
-            raise ValueError("it does not exchange messages")
-        resource.timeout = milliseconds
-        resource.read_termination = config.read_termination
-        tune_tcp(resource)
-    except BaseException:
-        resource.close()
-        raise
-    return resource
+def _post(token: trio.lowlevel.TrioToken, call: Callable[[*_Ts], object], *args: *_Ts) -> None:
+    with contextlib.suppress(trio.RunFinishedError):  # the program ended meanwhile: nobody is left to tell
+        token.run_sync_soon(call, *args)
 
 
-def _close(resource: MessageBasedResource) -> None:
-    resource.close()
+def _explain_open_failure(resource: str, error: Exception) -> LineOpenError:
+    causes = list(_causes(error))
+    reasons = [" ".join(str(cause).split()) or type(cause).__name__ for cause in causes]
+    for cause, reason in zip(causes, reasons, strict=True):
+        if isinstance(cause, ConnectionError) or "refused" in reason.lower():
+            hint = "Is the instrument on, is its address right, and is another program connected to it?"
+            return LineOpenError(resource=resource, reason=f"the connection was refused ({reason})", hint=hint)
+        if isinstance(cause, TimeoutError) or _is_timeout(cause) or _says_timeout(reason):
+            hint = "Is it on and on this network?"
+            return LineOpenError(resource=resource, reason="it did not answer in time", hint=hint)
+    return LineOpenError(resource=resource, reason=reasons[0].rstrip("."))
 
 
-def _explain_open_failure(config: VisaSessionConfig, error: Exception) -> LineOpenError:
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield *error* and what led to it: pyvisa-py says "not found" for whatever HiSLIP met."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _explain_failure(error: Exception, *, late: bool) -> TransportError:
     reason = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, ConnectionError) or "refused" in reason.lower():
-        hint = "Is the instrument on, is its address right, and is another program connected to it?"
-        return LineOpenError(resource=config.resource, reason=f"the connection was refused ({reason})", hint=hint)
-    if _is_timeout(error) or _says_timeout(reason):
-        hint = "Is it on and on this network?"
-        return LineOpenError(resource=config.resource, reason="it did not answer in time", hint=hint)
-    return LineOpenError(resource=config.resource, reason=reason.rstrip("."))
-
-
-def _explain_exchange_failure(error: Exception) -> TransportError:
     if _is_timeout(error):
         return TransportTimeoutError("the instrument did not answer in time")
-    return TransportError(str(error).strip() or type(error).__name__)
+    if _is_loss(error):
+        return ConnectionLostError(reason)
+    # Some backends have other names for a timeout: pyvisa-py calls it VI_ERROR_IO over VXI-11.
+    return TransportTimeoutError(reason) if late else TransportError(reason)
 
 
 def _says_timeout(reason: str) -> bool:
@@ -186,10 +256,22 @@ def _says_timeout(reason: str) -> bool:
     return str(StatusCode.error_timeout.value) in reason
 
 
-def _is_timeout(error: Exception) -> bool:
+def _is_timeout(error: BaseException) -> bool:
     from pyvisa.constants import StatusCode
     from pyvisa.errors import VisaIOError
 
     if isinstance(error, VisaIOError):
         return bool(error.error_code == StatusCode.error_timeout)
-    return isinstance(error, TimeoutError)
+    if isinstance(error, TimeoutError):
+        return error.errno is None  # with a number it is the system's, which gave up the connection
+    return type(error).__name__ == "USBTimeoutError"  # of pyusb, which need not be there
+
+
+def _is_loss(error: Exception) -> bool:
+    from pyvisa.constants import StatusCode
+    from pyvisa.errors import InvalidSession, VisaIOError
+
+    if isinstance(error, VisaIOError):
+        return error.error_code in (StatusCode.error_connection_lost, StatusCode.error_invalid_object)
+    # pyserial, pyusb and sockets all tell by an OSError that the other end is not there any more.
+    return isinstance(error, (OSError, InvalidSession))

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import attrs
 
 from trio_daq.sharing import checked_timeout, positive_int, positive_seconds
-from trio_daq.wire import Exchange, SyncQuery
+from trio_daq.wire import Exchange, SyncQuery, reply_rule
 
 CheckErrors = Literal["never", "after_write", "after_batch", "on_timeout"]
 Dialect = str | Callable[[str], bool]
@@ -38,6 +38,10 @@ def _optional_seconds(_: Any, attribute: attrs.Attribute[Any], value: float | No
 def _is_bool(_: Any, attribute: attrs.Attribute[Any], value: object) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{attribute.name} is true or false, not {value!r}")
+
+
+def _dialect(_: Any, __: attrs.Attribute[Any], value: Any) -> None:
+    reply_rule(value)
 
 
 def _steps(value: Any) -> Any:
@@ -90,7 +94,7 @@ class VisaSessionConfig:
     transport: Literal["auto", "native", "pyvisa"] = attrs.field(
         default="auto", validator=attrs.validators.in_(("auto", "native", "pyvisa"))
     )
-    dialect: Dialect = attrs.field(default="scpi")
+    dialect: Dialect = attrs.field(default="scpi", validator=_dialect)
     write_termination: str = attrs.field(default="\n", validator=_text)
     read_termination: str = attrs.field(default="\n", validator=_text)
     queue_size: int = attrs.field(default=100, validator=positive_int)

@@ -136,7 +136,7 @@ class BlockReader:
             self.surplus += bytes(rest)
         elif self.size is not None:
             mine = rest[: self.size - self.received]
-            self._payload[self.received : self.received + len(mine)] = mine
+            self.writable()[: len(mine)] = mine
             self._count(len(mine))
             self.surplus += bytes(rest[len(mine) :])
         elif rest:
@@ -204,7 +204,6 @@ class BlockReader:
             self._check_size(number, rest)
             self._payload = bytearray(number)
             self.size = number
-            self._count(0)
 
     def _number(self, form: bytearray, rest: memoryview) -> int | None:
         """Return the size that *form*, which follows the ``#``, tells; None if more of it has to come."""

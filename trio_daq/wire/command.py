@@ -10,6 +10,7 @@ Invariant: a command has the units, headers and strings that its template has wi
 from __future__ import annotations
 
 import enum
+import functools
 import re
 import string
 from decimal import Decimal
@@ -100,7 +101,8 @@ class Command:
         return self.text
 
 
-def _literals(template: str) -> list[str]:
+@functools.lru_cache(maxsize=256)
+def _literals(template: str) -> tuple[str, ...]:
     """Return the text before, between and after the places of *template*."""
     if not isinstance(template, str):
         raise TypeError(f"a command is text, not {template!r}")
@@ -121,7 +123,7 @@ def _literals(template: str) -> list[str]:
         raise ValueError(f"a string in {template!r} is not ended")
     if re.search(r"#[0-9(]", outside):
         raise ValueError(f"{template!r} has a block in it, and its bytes cannot be counted here: send it as it is")
-    return literals
+    return tuple(literals)
 
 
 def _takes_string(before: str) -> bool:

@@ -154,10 +154,15 @@ async def test_transaction_that_is_held_for_too_long_is_taken_back(instrument: I
         with pytest.raises(LeaseRevokedError) as caught:  # noqa: PT012 - the block is what is tested
             async with session.transaction("scan", max_hold=0.1) as line:
                 nursery.start_soon(next_one)
-                await line.query("WAIT? 0.4 late")
+                pending = [line.submit("WAIT? 0.4 late"), line.submit("OUTP ON")]
+                await trio.sleep(2)
                 pytest.fail("its block went on")
         assert 0.1 <= trio.current_time() - began < 0.3
         assert caught.value.owner == "scan"
+        for each, sent in zip(pending, ("yes", "no"), strict=True):
+            with pytest.raises(LeaseRevokedError) as refused:
+                await each.wait()
+            assert refused.value.sent == sent
         with pytest.raises(LeaseRevokedError):
             await line.write("OUTP ON")
     assert replies == ["next"]
@@ -304,6 +309,7 @@ async def test_flood_is_cut_off_by_a_new_connection(instrument: Instrument, nurs
     """An instrument that sends without an end holds up neither the loop nor the next command for long."""
     async with session_of(instrument) as session:
         await session.write("FLOOD")
+        await wait_until(lambda: instrument.diary)
         await trio.sleep(0.05)
         longest, last, ends = 0.0, time.perf_counter(), trio.Event()
 
@@ -326,6 +332,7 @@ async def test_flood_without_a_new_connection_is_refused(instrument: Instrument)
     """Where reopening is not allowed, the session refuses to go on, within its resync_timeout, and says why."""
     async with session_of(instrument, reopen=False, resync_timeout=0.2, quiet_time=0.1) as session:
         await session.write("FLOOD")
+        await wait_until(lambda: instrument.diary)
         await trio.sleep(0.05)
         began = trio.current_time()
         with pytest.raises((LineUnusableError, LineLostError, CommandTimeoutError)) as caught:

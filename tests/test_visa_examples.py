@@ -185,12 +185,12 @@ async def test_trouble_too_many_commands_are_queued(
 
     async def flood() -> None:
         instrument.diary.clear()
-        pending = [session.submit("WAIT? 0.1 x", owner="slow one")]
+        pending = [session.submit("WAIT? 0.4 x", owner="slow one")]
         await wait_until(lambda: instrument.diary)
         pending += [session.submit(f"ECHO? {number}") for number in range(12)]
         assert session.queue_depth() > 10
         with pytest.raises(CommandTimeoutError, match=r"12 ahead of it|13 ahead of it") as caught:
-            await session.query("ECHO? hasty", timeout=0.03)
+            await session.query("ECHO? hasty", timeout=0.1)
         assert (caught.value.sent, caught.value.in_flight) == ("no", "slow one")
         for each in pending:
             await each.wait()
@@ -358,7 +358,8 @@ async def test_defect_9_no_command_is_executed_as_a_ghost(
         assert (command in begun) == (error.sent == "yes")
         assert error.phase == "in_flight" or error.sent == "no"
     ghosts = [command for command in failed if command in begun]
-    assert len(ghosts) <= session.statistics().resyncs  # one in flight at each expiry
+    seen = session.statistics()
+    assert len(ghosts) <= seen.resyncs + seen.abandoned  # one in flight at each expiry; some answer just then
 
 
 async def test_defect_9_abandoned_command_never_switches_anything_on(

@@ -289,8 +289,11 @@ class VisaLink:
                     note(owner, "read", reply)
             if self._has_to_check(order):
                 await self._check_errors(transport, order)
-        except UnaskedInputError:
-            raise
+        except UnaskedInputError as error:
+            if order.sent == "no":
+                raise
+            self._soil(str(error))  # it came between the command and the check of it
+            raise LineLostError(resource=self.resource, owner=owner, reason=str(error), sent=order.sent) from error
         except TransportTimeoutError:
             self._soil("an exchange was left unfinished")
             raise self.timeout_of(order) from None

@@ -20,9 +20,8 @@ import trio
 from pyvisa.resources import MessageBasedResource
 
 from trio_daq.errors import StartError
-from trio_daq.sim import NO_FAULTS, FaultPlan, open_simulated_lab, read_log, replies_by_tag
+from trio_daq.sim import NO_FAULTS, FaultPlan, MeterOver, open_simulated_lab, read_log, replies_by_tag
 from trio_daq.sim.meter import IDENTITY
-from trio_daq.sim.process import MeterOver
 
 COMMAND = [sys.executable, "-m", "trio_daq.sim"]
 

@@ -4,11 +4,12 @@ The instrument is the simulated meter, in a process of its own; under pyvisa-sim
 """
 
 import contextlib
+import gc
 import os
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, get_args
@@ -18,12 +19,11 @@ import pytest
 import trio
 
 from trio_daq.errors import CommandTimeoutError, LineLostError, LineOpenError, SessionClosedError
-from trio_daq.sim import SimulatedLab, SimulatedStage, open_simulated_lab, read_log, replies_by_tag
+from trio_daq.sim import MeterOver, SimulatedLab, SimulatedStage, open_simulated_lab, read_log, replies_by_tag
 from trio_daq.sim.dialogue import Bench
 from trio_daq.sim.faults import NO_FAULTS
 from trio_daq.sim.log import InstrumentLog
 from trio_daq.sim.meter import IDENTITY
-from trio_daq.sim.process import MeterOver
 from trio_daq.sim.tcp_line import TcpLine
 from trio_daq.visa import VisaSessionConfig, VisaSessionManager
 from trio_daq.wire import SyncQuery
@@ -81,19 +81,30 @@ REAL = tuple(name for name in ALL if name != "sim")
 ON_TCP = tuple(name for name in REAL if name != "py-asrl")
 
 
+_LEAKS = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+"""pyvisa-py 0.8.1 leaves the socket of a VXI-11 connection that was refused to the garbage collector."""
+
+
 def over(names: tuple[str, ...]) -> pytest.MarkDecorator:
     """Run a test once for each of these links."""
-    return pytest.mark.parametrize("link", [LINKS[name] for name in names], ids=names)
+    links = [pytest.param(LINKS[name], marks=[_LEAKS] if name == "py-vxi11" else []) for name in names]
+    return pytest.mark.parametrize("link", links, ids=names)
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """Notice what a library left open in the test that did it, not in the next one."""
+    yield
+    gc.collect()
 
 
 class Instrument:
     """The meter at the end of a link; it can go away and come back to the same place."""
 
-    def __init__(self, link: Link, folder: Path, stack: AsyncExitStack) -> None:
+    def __init__(self, link: Link, folder: Path) -> None:
         self.link = link
         self.log = folder / "log"
         self.folder = folder
-        self._stack = stack
         self._running = AsyncExitStack()
         self._lab: SimulatedLab | None = None
 
@@ -121,11 +132,12 @@ class Instrument:
 
 @asynccontextmanager
 async def instrument(link: Link, folder: Path) -> AsyncIterator[Instrument]:
-    async with AsyncExitStack() as stack:
-        meter = Instrument(link, folder, stack)
-        stack.push_async_callback(meter.stop)
-        await meter.start()
+    meter = Instrument(link, folder)
+    await meter.start()
+    try:
         yield meter
+    finally:
+        await meter.stop()
 
 
 def simulation() -> str:
@@ -149,7 +161,7 @@ def simulation() -> str:
         r'        q: "\n"',
         r'        r: "\n"',
     ]
-    lines += ["    dialogues:"]
+    lines += ['    delimiter: ""', "    dialogues:"]
     for question, reply in replies.items():
         lines += [f"      - q: '{question}'", *([] if reply is None else [f"        r: '{reply}'"])]
     lines += ["resources:", "  TCPIP0::localhost::inst0::INSTR:", "    device: meter"]
@@ -163,7 +175,7 @@ async def wait_until(condition: Callable[[], object], within: float = 10.0) -> N
 
 
 @contextlib.contextmanager
-def takes(least: float, most: float) -> Any:
+def takes(least: float, most: float) -> Iterator[None]:
     """Check that the block takes between *least* and *most* seconds, some slack allowed."""
     began = time.monotonic()
     yield
@@ -254,12 +266,14 @@ async def test_block_is_returned_byte_for_byte(link: Link, size: int, tmp_path: 
 
 @over(ALL)
 async def test_no_reply_is_an_error_by_the_deadline(link: Link, tmp_path: Path) -> None:
-    """A query that is not answered fails at its deadline, and the error says that it was sent."""
+    """A query that is not answered fails at its deadline, the error says that it was sent, and the next one goes on."""
     async with instrument(link, tmp_path) as meter, VisaSessionManager(meter.config()) as session:
         await session.query("*IDN?")
         with takes(0.3, 0.3), pytest.raises(CommandTimeoutError) as caught:
             await session.query("CONF:VOLT:DC", timeout=0.3)
         assert (caught.value.sent, caught.value.phase) == ("yes", "in_flight")
+        with takes(0, 1):
+            assert await session.query("*IDN?") == IDN
 
 
 @over(REAL)
@@ -291,13 +305,31 @@ async def test_late_reply_to_the_same_text_goes_to_nobody(link: Link, tmp_path: 
 
 
 @over(REAL)
-async def test_caller_who_is_cancelled_is_free_at_once(link: Link, tmp_path: Path) -> None:
-    """A cancelled caller does not wait for the reply, and the next one does not get it."""
+async def test_reply_at_the_deadline_goes_to_its_asker_or_nobody(link: Link, tmp_path: Path) -> None:
+    """A reply that comes just before, at or after the deadline is never taken for another's."""
+    answered = 0
     async with instrument(link, tmp_path) as meter, VisaSessionManager(meter.config(timeout=5)) as session:
+        for number in range(20):
+            with contextlib.suppress(CommandTimeoutError):
+                reply = await session.query(f"SLOW? s{number},0.05", timeout=0.045 + 0.001 * number)
+                assert reply.startswith(f"s{number},")
+                answered += 1
+            assert (await session.query(f"MEAS:VOLT? m{number}")).startswith(f"m{number},")
+    assert answered < 20
+
+
+@over(REAL)
+@pytest.mark.parametrize("timeout", [2 * LATE, 1.5 * PATIENCE], ids=["reply in time", "reply too late"])
+async def test_caller_who_is_cancelled_is_free_at_once(link: Link, timeout: float, tmp_path: Path) -> None:
+    """A cancelled caller does not wait, and its reply, before the deadline that it had given or after, is nobody's."""
+    async with instrument(link, tmp_path) as meter, VisaSessionManager(meter.config(timeout=5)) as session:
+        await session.query("*IDN?")
         with takes(PATIENCE, PATIENCE), trio.move_on_after(PATIENCE):
-            await session.query("SLOW? left,2")
-        reply = await session.query("MEAS:VOLT? next", timeout=10)
-        assert reply.startswith("next,")
+            await session.query(f"SLOW? left,{LATE}", timeout=timeout)
+        end = time.monotonic() + 2 * LATE
+        while time.monotonic() < end:
+            assert (await session.query("MEAS:VOLT? next")).startswith("next,")
+            await trio.sleep(0.02)
 
 
 # --- ends ------------------------------------------------------------------------------------------------------------
@@ -310,8 +342,10 @@ async def test_instrument_that_died_and_came_back(link: Link, tmp_path: Path) ->
         assert await session.query("*IDN?") == IDN
         await meter.stop()
         for _ in range(3):
-            with takes(0, 1), pytest.raises((LineLostError, LineOpenError)):
+            with takes(0, 1), pytest.raises((LineLostError, LineOpenError, CommandTimeoutError)) as caught:
                 await session.query("*IDN?")
+            if isinstance(caught.value, CommandTimeoutError):  # it waited for the instrument to come back
+                assert (caught.value.sent, caught.value.phase) == ("no", "resync")
         await meter.start()
         assert (await session.query("MEAS:VOLT? back", timeout=10)).startswith("back,")
         assert await session.query("*IDN?") == IDN

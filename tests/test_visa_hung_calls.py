@@ -224,6 +224,22 @@ async def test_every_failure_is_one_of_three(
     assert transport.sent == {"write": "unknown", "read": "yes"}[call]
 
 
+async def test_drain_works_where_only_visa_can_read(transport: PyvisaTransport, trouble: Any) -> None:
+    """Without a socket to look at, input is read by VISA until it says that none comes."""
+    reads = iter([None, None, VISA_ERROR(StatusCode.error_timeout)])
+
+    def trouble_of_read() -> None:
+        if (error := next(reads)) is not None:
+            raise error
+
+    await transport.exchange([Request(b"late", "nothing")], trio.current_time() + 1)
+    trouble["read"] = trouble_of_read
+    assert await transport.drain(0, 1) == b"latelate"
+    trouble["read"] = _raiser(VISA_ERROR(StatusCode.error_io))
+    with pytest.raises(TransportError):
+        await transport.drain(0, 1)
+
+
 async def test_unsupported_clear_is_told(transport: PyvisaTransport, trouble: Any) -> None:
     """An instrument without device clear is a failure, and so is one that does not answer to it."""
     trouble["clear"] = _raiser(VISA_ERROR(StatusCode.error_nonsupported_operation))

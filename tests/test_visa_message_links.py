@@ -106,6 +106,8 @@ class HislipMeter(Meter):
 class Vxi11Meter(Meter):
     """VXI-11 as far as it is needed (VXI-11 rev 1.0, RFC 1057): links, write, read, clear."""
 
+    unlinked = 0
+
     def name(self, port: int) -> str:
         return f"TCPIP::127.0.0.1,{port}::inst0::INSTR"
 
@@ -135,6 +137,7 @@ class Vxi11Meter(Meter):
                 result += data + bytes(-len(data) % 4)
             else:  # device_clear, destroy_link
                 self.clears += procedure == 15
+                self.unlinked += procedure == 23
                 waiting = b""
                 result = bytes(4)
             reply = transaction + struct.pack("!IIIII", 1, 0, 0, 0, 0) + result
@@ -189,12 +192,14 @@ async def test_block_may_have_no_length(meter: Meter) -> None:
         b"B?": b"#0" + payload + b"\n",
         b"C?": b"#15abc\n",
         b"D?": b"#13abc",
+        b"E?": b"#13abc\r\n",
     }
-    async with opened(meter) as transport:
+    async with opened(meter, read_termination="\r\n") as transport:
         for _ in range(2):
             assert await ask(transport, b"A?\n", "block") == payload
             assert await ask(transport, b"B?\n", "block") == payload
             assert await ask(transport, b"D?\n", "block") == b"abc"
+            assert await ask(transport, b"E?\n", "block") == b"abc"
         with pytest.raises(BlockError, match="announced 5"):
             await ask(transport, b"C?\n", "block")
 
@@ -236,6 +241,31 @@ async def test_instrument_that_answers_nothing_is_given_up(meter: Meter) -> None
     assert time.monotonic() - began < 1.2  # with the grace that a hung call has
     meter.deaf.set()
     assert await transport.aclose(1, abort=True)
+
+
+async def test_thread_that_was_given_up_is_freed(nursery: trio.Nursery) -> None:
+    """pyvisa-py waits a second longer than told over VXI-11; its thread, given up, ends with its connection."""
+    meter = Vxi11Meter()
+    await nursery.start(meter.serve)
+    transport = PyvisaTransport(VisaSessionConfig(resource=meter.resource))
+    await transport.open(2)
+    meter.deaf = trio.Event()
+    began = time.monotonic()
+    with pytest.raises(TransportTimeoutError, match="has not returned"):
+        await ask(transport, b"A?\n", "message", timeout=1)
+    assert await transport.aclose(0.4)
+    assert time.monotonic() - began < 1.9
+    meter.deaf.set()
+
+
+async def test_link_is_given_back(nursery: trio.Nursery) -> None:
+    """A VXI-11 instrument, which has few links, is told that one is not needed any more."""
+    meter = Vxi11Meter()
+    await nursery.start(meter.serve)
+    async with opened(meter) as transport:
+        await ask(transport, b"A\n", "nothing", timeout=0.1)
+        await trio.sleep(0.5)
+    assert meter.unlinked == 1
 
 
 async def test_connections_are_tuned(meter: Meter) -> None:

@@ -4,6 +4,7 @@ import gc
 import os
 import pty
 import re
+import socket
 import threading
 import time
 import tty
@@ -148,8 +149,8 @@ async def test_reply_ends_with_the_whole_termination(meter: Meter, termination: 
 async def test_another_reply_is_read_without_asking(meter: Meter) -> None:
     """A request without bytes reads one more reply to the one before it."""
     async with opened(meter.resource) as transport:
-        replies = await ask(transport, (b"SAY? 1\\n2\\n\n", "message"), (b"", "message"))
-        assert replies == [b"1", b"2"]
+        replies = await ask(transport, (b"SAY? 1\\n2\\n#12ab\\n\n", "message"), (b"", "message"), (b"", "block"))
+        assert replies == [b"1", b"2", b"ab"]
 
 
 async def test_slow_reply_is_waited_for_in_one_piece(meter: Meter) -> None:
@@ -279,6 +280,19 @@ async def test_instrument_that_does_not_read_is_given_up(meter: Meter) -> None:
         assert transport._worker.abandoned() == ()
 
 
+@pytest.mark.parametrize("abort", [False, True])
+async def test_closing_ends_a_read_that_goes_on(meter: Meter, abort: bool) -> None:
+    """A read whose caller was cancelled does not hold up closing: its connection ends under it."""
+    transport = PyvisaTransport(VisaSessionConfig(resource=meter.resource))
+    await transport.open(2)
+    with trio.move_on_after(0.05):
+        await ask(transport, (b"MUTE?\n", "message"), timeout=10)
+    began = time.monotonic()
+    assert await transport.aclose(0.5, abort=abort)
+    assert time.monotonic() - began < (0.3 if abort else 0.6)
+    await wait_until(lambda: not worker_threads())
+
+
 async def test_abort_throws_away_what_was_not_sent(meter: Meter) -> None:
     """Closed with abort, a command that the instrument has not read yet is reset away instead of being delivered."""
     meter.deaf = True
@@ -335,8 +349,6 @@ async def test_closed_connection_is_told_as_lost(meter: Meter) -> None:
 
 async def test_connection_is_tuned(meter: Meter) -> None:
     """Nagle's algorithm is off and keepalive on: a write before a query costs no 40 ms."""
-    import socket
-
     async with opened(meter.resource) as transport:
         connection: Any = transport._connection
         link = connection.inside._link
@@ -346,16 +358,22 @@ async def test_connection_is_tuned(meter: Meter) -> None:
             assert link.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 15_000
 
 
-async def test_refused_port_is_not_open() -> None:
-    """A port that nobody listens on is an error when it is opened, though pyvisa-py takes it for open."""
-    import socket
-
+@pytest.mark.parametrize(
+    "form", ["TCPIP::127.0.0.1::{}::SOCKET", "TCPIP::127.0.0.1::hislip0,{}::INSTR", "TCPIP::127.0.0.1,{}::inst0::INSTR"]
+)
+async def test_refused_port_is_not_open(form: str) -> None:
+    """A port that nobody listens on is told as that, though pyvisa-py takes it for open, and costs no file."""
+    failures = []
+    files = open_files()
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        transport = PyvisaTransport(VisaSessionConfig(resource=f"TCPIP::127.0.0.1::{unused.getsockname()[1]}::SOCKET"))
-        with pytest.raises(LineOpenError, match="refused"):
-            await transport.open(2)
-    assert await transport.aclose(1)
+        for _ in range(3):
+            transport = PyvisaTransport(VisaSessionConfig(resource=form.format(unused.getsockname()[1])))
+            with pytest.raises(LineOpenError, match="refused") as caught:
+                await transport.open(2)
+            failures.append(caught.value)  # with all that its traceback holds
+            assert await transport.aclose(1)
+    assert open_files() == files
 
 
 async def test_open_that_is_cancelled_leaves_nothing(meter: Meter) -> None:
@@ -368,7 +386,7 @@ async def test_open_that_is_cancelled_leaves_nothing(meter: Meter) -> None:
             await wait_until(lambda: not worker_threads())
         else:
             await transport.aclose(1)
-    assert not worker_threads()
+    await wait_until(lambda: not worker_threads())
 
 
 def worker_threads() -> list[str]:

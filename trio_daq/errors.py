@@ -257,7 +257,7 @@ class CommandTimeoutError(DaqError, TimeoutError):
         waited: Seconds waited.
         position: Commands ahead of it, 0 when it was in flight.
         in_flight: Whose command the instrument was at, if it was another one's.
-        trouble: What was wrong with the connection, if that is why it had to wait.
+        trouble: What was wrong with the connection, if that is why it had to wait; or what the last reply was.
         trace: The last messages on the connection, oldest first.
     """
 
@@ -276,7 +276,7 @@ class CommandTimeoutError(DaqError, TimeoutError):
         where = {
             "place": "the queue was full",
             "queued": f"it was still queued, {self.position} ahead of it",
-            "in_flight": "the instrument had not answered",
+            "in_flight": self.trouble or "the instrument had not answered",
             "resync": f"the connection was not usable: {self.trouble or 'it was being made so'}",
         }[self.phase]
         if self.in_flight is not None and self.sent == "no":

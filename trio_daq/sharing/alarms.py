@@ -43,7 +43,10 @@ class Alarm:
         self._clock: _AlarmClock | None = None
 
     def set(self, time: float) -> None:
-        """Ring at *time* of Trio's clock, instead of at the time that was set before."""
+        """Ring at *time* of Trio's clock, instead of at the time that was set before; never, if it is infinite."""
+        if time == math.inf:
+            self.clear()
+            return
         clock = _current_clock()
         if clock is not self._clock:  # an object may live through several runs, each with a clock of its own
             self._clock, self._entry, self.time = clock, None, math.inf

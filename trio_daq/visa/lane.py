@@ -44,7 +44,7 @@ class Lane:
         self.duty = trio.Lock()
         self._ring, self._bell = trio.open_memory_channel[None](1)
         self._is_idle = False
-        self._bypassed: dict[Priority, int] = dict.fromkeys(PRIORITIES, 0)
+        self._attempt = trio.CancelScope()
 
     def ring(self) -> None:
         """Tell the worker that there may be something to do."""
@@ -52,21 +52,34 @@ class Lane:
             self._is_idle = False
             self._ring.send_nowait(None)
 
+    def busy_until(self) -> float:
+        """Return the deadline of what is in flight, minus infinity if nothing is."""
+        return max((link.in_flight.deadline for link in self.links if link.in_flight is not None), default=-math.inf)
+
     async def work(self, is_over: Callable[[], bool]) -> None:
         """Serve the lane until *is_over*, which `ring` makes it ask. For whoever is on duty."""
         while not is_over():
-            if not await self._take_a_turn():
-                await self._wait()
+            # One scope for many turns, as one for each would cost as much as the rest of a turn.
+            with trio.CancelScope() as attempt:
+                self._attempt = attempt
+                while not is_over():
+                    if not await self._take_a_turn():
+                        await self._wait()
+                    if attempt.deadline < math.inf:  # somebody left during that turn; it is over
+                        attempt.deadline = math.inf
 
     async def _take_a_turn(self) -> bool:
         """Do one thing; return whether there was any."""
-        if self.demands:
-            demand = self.demands.popleft()
+        for demand in tuple(self.demands):
+            if demand.result is None and not self._has_room_for(demand.link):
+                continue
+            self.demands.remove(demand)
             await self._make_room_for(demand.link)
-            await demand.link.serve(demand)
+            if demand.result is None:  # who has left must not find it opened later
+                await self._serve(demand)
             return True
         for link in self.links:
-            if self._next_try(link) == 0:
+            if link.state != "open" and self._next_try(link) == 0:
                 await self._prepare(link)
                 return True
         order = self._choose()
@@ -75,7 +88,7 @@ class Lane:
         if order.deadline <= trio.current_time():
             order.expire()
         elif order.link.state == "open":
-            await order.link.serve(order)
+            await self._serve(order)
             if order.requests and order.requests[-1].reply == "nothing":
                 await trio.lowlevel.cancel_shielded_checkpoint()  # to write need not have waited
         elif (refusal := order.link.refusal(order.owner)) is not None:
@@ -85,7 +98,8 @@ class Lane:
         return True
 
     async def _wait(self) -> None:
-        tries = [left for link in self.links if (left := self._next_try(link)) is not None]
+        troubled = [link for link in self.links if link.state != "open"]
+        tries = [left for link in troubled if (left := self._next_try(link)) is not None]
         self._is_idle = True
         if tries:
             with trio.move_on_after(min(tries)):
@@ -96,30 +110,26 @@ class Lane:
 
     def _next_try(self, link: VisaLink) -> float | None:
         """Return the seconds until *link* is to be seen to, None if not by itself."""
-        if self.max_open is not None and not (self._has_room_for(link) and len(self._queue_in_turn(link))):
-            return None  # a connection that nobody needs now must not cost another one its place
-        return link.next_try()
+        return link.next_try() if self._has_room_for(link) else None
 
     def _choose(self) -> Order | None:
         """Return the order that is next, or None."""
         heads: dict[Priority, Order] = {}
         queues = [self._queue_in_turn(link) for link in self.links if self._may_serve(link)]
+        if not any(map(len, queues)):
+            return None
         for priority in PRIORITIES:
             for queue in queues:
                 order = queue.first(priority)
                 if order is not None and (priority not in heads or order.asked_at < heads[priority].asked_at):
                     heads[priority] = order
-        if not heads:
-            return None
-        bypassed = self._bypassed
-        chosen = next(iter(heads))
-        for priority in reversed(heads):
-            if bypassed[priority] >= _MOST_BYPASSES:
-                chosen = priority
-                break
+        if len(heads) < 2:
+            return next(iter(heads.values()), None)
+        starving = [priority for priority, order in heads.items() if order.bypasses >= _MOST_BYPASSES]
+        chosen = starving[-1] if starving else next(iter(heads))
         for priority in PRIORITIES[PRIORITIES.index(chosen) + 1 :]:
-            bypassed[priority] = bypassed[priority] + 1 if priority in heads else 0
-        bypassed[chosen] = 0
+            if priority in heads:
+                heads[priority].bypasses += 1
         return heads[chosen]
 
     def _queue_in_turn(self, link: VisaLink) -> CommandQueue:
@@ -132,7 +142,12 @@ class Lane:
 
     async def _prepare(self, link: VisaLink) -> None:
         await self._make_room_for(link)
+        link.attempt = self._attempt
         await link.care()
+
+    async def _serve(self, order: Order) -> None:
+        order.link.attempt = self._attempt
+        await order.link.serve(order)
 
     # --- how many may be open ----------------------------------------------------------------------------------------
 
@@ -140,11 +155,13 @@ class Lane:
         return [other for other in self.links if other is not link and other.transport is not None]
 
     def _has_room_for(self, link: VisaLink) -> bool:
-        """Return whether *link* is open, or may be, if need be after another one was closed."""
+        """Return whether *link* is open, or may be: if it is wanted, in place of another one without a transaction."""
         if self.max_open is None or link.transport is not None:
             return True
-        kept = sum(other.exclusive is not None for other in self._others_open(link))
-        return kept < self.max_open
+        others = self._others_open(link)
+        if self._queue_in_turn(link) or any(demand.link is link for demand in self.demands):
+            others = [other for other in others if other.exclusive is not None]
+        return len(others) < self.max_open
 
     async def _make_room_for(self, link: VisaLink) -> None:
         if self.max_open is None or link.transport is not None:

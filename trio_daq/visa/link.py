@@ -10,8 +10,6 @@ next reply belongs to the next command; a command is given to it in ``open`` onl
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 import outcome
@@ -29,9 +27,9 @@ from trio_daq.errors import (
     TransactionBrokenError,
 )
 from trio_daq.sharing import Backoff, Lease, LineKind
-from trio_daq.visa.error_queue import InstrumentErrors, NoErrorReplyError, read_error_queue
 from trio_daq.visa.opening import MakeTransport
 from trio_daq.visa.order import Order, Replies
+from trio_daq.visa.own_talk import OURSELVES, OwnTalk
 from trio_daq.visa.queue import CommandQueue
 from trio_daq.visa.resync import Resync, is_cleared_at_opening, resyncs_by
 from trio_daq.visa.settings import VisaSessionConfig
@@ -39,13 +37,12 @@ from trio_daq.visa.statistics import Tally
 from trio_daq.visa.transport import (
     BlockError,
     ConnectionLostError,
-    Request,
     Transport,
     TransportError,
     TransportTimeoutError,
     UnaskedInputError,
 )
-from trio_daq.wire import Trace, printable
+from trio_daq.wire import Trace
 
 _log = logging.getLogger("trio_daq.visa")
 
@@ -58,8 +55,6 @@ _TRIES = 3
 """How often a command is tried again because bytes had come unasked before it."""
 
 State = Literal["parked", "open", "dirty", "lost", "unusable"]
-_OURSELVES = "trio_daq"
-"""Who asks what nobody asked for: the owner of our own exchanges in the trace."""
 
 
 class VisaLink:
@@ -83,6 +78,7 @@ class VisaLink:
         in_flight: The order that the instrument is at.
         used_at: Trio time of the last order.
         is_busy: Whether the worker is at it.
+        attempt: The scope in which the worker is at it.
         rest: Where one waits until it is not.
     """
 
@@ -101,14 +97,13 @@ class VisaLink:
         self.begun_at = self.used_at = 0.0
         self.trace = Trace(resource, config.trace)
         self.tally = Tally()
-        self.instrument_errors: InstrumentErrors = []
         self.is_busy = False
         self.rest = trio.lowlevel.ParkingLot()
         self._make_transport = make_transport
         self._backoff = Backoff(_FIRST_PAUSE, _LAST_PAUSE)
+        self._own_talk = OwnTalk(resource, config, self.trace)
         self._resync = Resync(canonical, config, self.trace)
-        self._scope = trio.CancelScope()
-        self._unanswered = ""
+        self.attempt = trio.CancelScope()
 
     # --- what the worker has to know ---------------------------------------------------------------------------------
 
@@ -153,32 +148,37 @@ class VisaLink:
 
     def hurry(self) -> None:
         """Give up the exchange in flight after `resync_timeout`: nobody waits for its reply any more."""
-        self._scope.deadline = min(self._scope.deadline, trio.current_time() + self.config.resync_timeout)
+        if self.is_busy:
+            self.attempt.deadline = min(self.attempt.deadline, trio.current_time() + self.config.resync_timeout)
 
     def give_up(self) -> None:
-        """Give up the exchange in flight now."""
-        self._scope.cancel()
+        """Give up what the worker is doing with this link, now."""
+        if self.is_busy:
+            self.attempt.cancel()
 
     # --- what the worker does ----------------------------------------------------------------------------------------
 
     async def serve(self, order: Order) -> None:
         """Do what *order* asks for, and end it."""
         order.withdraw()
-        self.in_flight, self.begun_at = order, trio.current_time()
-        with self._at_work():
-            try:
-                order.end(outcome.Value(await order.work(order)))
-            except DaqError as error:
-                order.fail(error)
-            finally:
-                if order.result is None:
-                    order.fail(self.closed_under(order))
-                self.in_flight, self.used_at = None, trio.current_time()
+        self.in_flight, self.begun_at, self.is_busy = order, trio.current_time(), True
+        try:
+            order.end(outcome.Value(await order.work(order)))
+        except DaqError as error:
+            order.fail(error)
+        finally:
+            if order.result is None:
+                order.fail(self.closed_under(order))
+            self.in_flight, self.used_at = None, trio.current_time()
+            self._rest()
 
     async def care(self) -> None:
         """See to the connection while no order is in flight, as `prepare`."""
-        with self._at_work():
+        self.is_busy = True
+        try:
             await self.prepare()
+        finally:
+            self._rest()
 
     async def carry_out(self, order: Order) -> Replies:
         """Send the commands of *order* and read their replies.
@@ -200,7 +200,7 @@ class VisaLink:
                 return await self._exchange(transport, order)
             except UnaskedInputError as error:
                 order.take_back()
-                self.trace.note(_OURSELVES, "drop", error.data)
+                self.trace.note(OURSELVES, "drop", error.data)
                 _log.warning("%s: before %r of %s: %s", self.resource, order.texts[0], order.owner, error)
                 self._soil(str(error))
                 await self.prepare()
@@ -229,17 +229,17 @@ class VisaLink:
             LineUnusableError: If what the instrument still has to say cannot be got rid of.
         """
         transport = self._make_transport(self.config)
-        self._unanswered = "opening"
+        self._own_talk.asked = ""
         try:
             await transport.open(self.config.timeout)
             self.transport, self.state = transport, "dirty"
             await self._settle(transport)
-            await self._greet(transport)
+            await self._own_talk.greet(transport, again=self.epoch > 0)
         except TransportError as error:
             await self.disconnect(abort=True)
-            raise LineOpenError(
-                resource=self.resource, reason=f"{self._unanswered} failed: {error}", hint="Is it the right instrument?"
-            ) from error
+            asked = self._own_talk.asked
+            reason = f"it does not answer {asked!r}: {error}" if asked else f"it was connected, and then {error}"
+            raise LineOpenError(resource=self.resource, reason=reason, hint="Is it the right instrument?") from error
         except BaseException:
             self.transport = transport
             await self.disconnect(abort=True)
@@ -269,16 +269,9 @@ class VisaLink:
         self.state = "parked"
         return transport is None or await transport.aclose(CLOSE_TIMEOUT, abort=abort)
 
-    @contextmanager
-    def _at_work(self) -> Iterator[None]:
-        """Be busy for the length of the block, which `give_up` and `hurry` can end."""
-        self.is_busy = True
-        try:
-            with trio.CancelScope() as self._scope:
-                yield
-        finally:
-            self.is_busy = False
-            self.rest.unpark_all()
+    def _rest(self) -> None:
+        self.is_busy = False
+        self.rest.unpark_all()
 
     # --- one exchange ------------------------------------------------------------------------------------------------
 
@@ -296,8 +289,11 @@ class VisaLink:
                     note(owner, "read", reply)
             if self._has_to_check(order):
                 await self._check_errors(transport, order)
-        except UnaskedInputError:
-            raise
+        except UnaskedInputError as error:
+            if order.sent == "no":
+                raise
+            self._soil(str(error))  # it came between the command and the check of it
+            raise LineLostError(resource=self.resource, owner=owner, reason=str(error), sent=order.sent) from error
         except TransportTimeoutError:
             self._soil("an exchange was left unfinished")
             raise self.timeout_of(order) from None
@@ -330,34 +326,14 @@ class VisaLink:
 
     async def _check_errors(self, transport: Transport, order: Order) -> None:
         order.note_sent()
-        errors = await self._read_errors(transport, order.deadline, order.owner, order.texts[-1])
+        try:
+            errors = await self._own_talk.read_errors(transport, order.deadline, order.owner, order.texts[-1])
+        except ReplyError as error:
+            self._soil(str(error))
+            raise
         if errors:
             texts = "; ".join(order.texts)
             raise InstrumentError(resource=self.resource, owner=order.owner, command=texts, errors=errors)
-
-    async def _read_errors(self, transport: Transport, deadline: float, owner: str, command: str) -> InstrumentErrors:
-        async def ask() -> bytes:
-            return await self._ask(transport, self.config.error_query, deadline)
-
-        try:
-            return await read_error_queue(ask)
-        except NoErrorReplyError as error:
-            self._soil(str(error))
-            raise ReplyError(
-                resource=self.resource,
-                owner=owner,
-                command=f"{self.config.error_query} after {command}",
-                reply=error.reply,
-                expected="an error code and its text",
-            ) from error
-
-    async def _ask(self, transport: Transport, text: str, deadline: float) -> bytes:
-        """Ask something of our own and return the reply."""
-        data = (text + self.config.write_termination).encode("ascii")
-        self.trace.note(_OURSELVES, "write", data)
-        reply = (await transport.exchange([Request(data, "message")], deadline))[0]
-        self.trace.note(_OURSELVES, "read", reply)
-        return reply
 
     # --- keeping it trustworthy --------------------------------------------------------------------------------------
 
@@ -383,7 +359,7 @@ class VisaLink:
             if await self._resync.without_reopening(transport):
                 self.state, self.trouble = "open", ""
                 if self.config.check_errors == "on_timeout":
-                    await self._look_at_errors(transport, trouble)
+                    await self._own_talk.look_at_errors(transport, trouble)
                 return
         except TransportError as error:
             self.trouble = f"{trouble}, and then {error}"
@@ -397,7 +373,6 @@ class VisaLink:
 
     async def _settle(self, transport: Transport) -> None:
         """Get rid of what the instrument may still have to say to whoever used it before."""
-        self._unanswered = "making it trustworthy"
         kind = resyncs_by(self.canonical)
         if is_cleared_at_opening(self.canonical):
             try:
@@ -409,42 +384,3 @@ class VisaLink:
                 await self._resync.by_asking(transport)
             except TransportTimeoutError as error:
                 raise LineUnusableError(resource=self.resource, reason=str(error)) from error
-
-    async def _greet(self, transport: Transport) -> None:
-        """Recognise the instrument, and tell it what it has to know again."""
-        deadline = trio.current_time() + self.config.timeout
-        identify = self.config.identify
-        if identify is not None:
-            asked = self._unanswered = printable(identify.query)
-            reply = await self._ask(transport, identify.query.decode("ascii"), deadline)
-            if not identify.accepts(reply):
-                raise LineOpenError(
-                    resource=self.resource,
-                    reason=f"another instrument is there: it answers {asked!r} by {printable(reply)!r}",
-                    hint=f"Expected {printable(identify.expect)!r}.",
-                )
-        for step in self.config.on_reconnect if self.epoch else ():
-            self._unanswered = printable(step.write or step.query)
-            if step.write:
-                data = step.write + self.config.write_termination.encode("ascii")
-                self.trace.note(_OURSELVES, "write", data)
-                await transport.exchange([Request(data, "nothing")], deadline)
-            elif not step.accepts(reply := await self._ask(transport, step.query.decode("ascii"), deadline)):
-                raise LineOpenError(
-                    resource=self.resource,
-                    reason=f"it answers {printable(step.query)!r} by {printable(reply)!r}",
-                    hint=f"Expected {printable(step.expect)!r}, since the connection was opened again.",
-                )
-        if self.config.check_errors != "never":
-            self._unanswered = self.config.error_query
-            await self._look_at_errors(transport, "opening")
-
-    async def _look_at_errors(self, transport: Transport, occasion: str) -> None:
-        deadline = trio.current_time() + self.config.timeout
-        try:
-            errors = await self._read_errors(transport, deadline, _OURSELVES, occasion)
-        except ReplyError as error:
-            raise LineOpenError(resource=self.resource, reason=str(error)) from error
-        self.instrument_errors = errors
-        for code, text in errors:
-            _log.warning("%s: in the error queue after %s: %d %s", self.resource, occasion, code, text)

@@ -4,8 +4,8 @@ It cuts what comes into replies and knows nothing of what they mean. A raw socke
 termination. So the indefinite block of IEEE 488.2 (``#0``), which only END can end, is refused: read up to a
 termination that its bytes may contain, it would come out too short, and nobody would be told.
 
-Invariants: bytes that came and were not taken are in ``_input``, whatever was cancelled; the socket is not used any
-more once it was lost or `NativeTransport.aclose` began.
+Invariants: bytes that came and were not taken are in ``_input``, or in the reader of the block that is under way; the
+socket is not used any more once it was lost or `NativeTransport.aclose` began.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from trio_daq.visa.transport import (
     TransportTimeoutError,
     UnaskedInputError,
 )
-from trio_daq.wire import ReceiveBuffer, printable
+from trio_daq.wire import BlockFormatError, BlockReader, ReceiveBuffer, printable
 
 _CHUNK = 65536
 """Bytes read at once."""
@@ -70,7 +70,7 @@ class NativeTransport:
         self._termination = config.read_termination.encode("latin-1")
         self._socket: socket.socket | None = None
         self._gone = "it is not open"
-        self._opening = self._closed = False
+        self._used = self._closed = False
         self._has_input: Callable[[], object] = bool
         self._input = ReceiveBuffer()
         self._alarm = Alarm(self._expire)
@@ -83,11 +83,11 @@ class NativeTransport:
         Raises:
             LineOpenError: If that fails.
         """
-        if self._opening:
+        if self._used:
             raise LineOpenError(
                 resource=self._config.resource, reason="this transport was used for a connection before"
             )
-        self._opening = True
+        self._used = True
         connection = await connect(self._config.resource, timeout)
         if self._closed:
             connection.close()
@@ -216,31 +216,33 @@ class NativeTransport:
         return message[: -len(termination)]
 
     async def _read_block(self, progress: Progress | None) -> bytes:
-        came = bytearray(self._input.clear())
-        while (header := _parse_header(came, self._config.max_block)) is None:
-            came += await self._receive()
-        start, size = header
-        payload = bytearray(size)
-        received = min(size, len(came) - start)
-        payload[:received] = came[start : start + received]
-        self._input.feed(bytes(came[start + received :]))
-        room = memoryview(payload)
+        reader = BlockReader(self._config.max_block)
         try:
-            while received < size:
-                if progress is not None:
-                    progress(received, size)
+            reader.feed(self._input.clear())
+            while True:
+                if reader.wanted is None:
+                    raise BlockError("an indefinite block (#0) has no end on a raw socket", reader.prefix + b"#0")
+                if progress is not None and reader.size is not None:
+                    progress(reader.received, reader.size)
+                if reader.is_complete:
+                    break
                 await self._wait(trio.lowlevel.wait_readable)
-                received += self._receive_into(room[received:])
-            if progress is not None:
-                progress(received, size)
+                if reader.size is None:
+                    reader.feed(self._receive_nowait())
+                else:
+                    reader.advance(self._receive_into(reader.writable()))
+            self._input.feed(reader.surplus)
             end = await self._read_message()
+        except BlockFormatError as error:
+            raise BlockError(str(error), error.data) from error
         except TransportTimeoutError:
-            raise TransportTimeoutError(
-                f"{received} of {size} bytes of the block came in time, and not the termination after them"
-            ) from None
+            if reader.size is None:
+                raise TransportTimeoutError("no header of a block came in time, or not all of it") from None
+            came = f"{reader.received} of {reader.size} bytes of the block"
+            raise TransportTimeoutError(f"{came} came in time, and not the termination after them") from None
         if end.strip():
             raise BlockError(f"{len(end)} bytes followed the block: {printable(end, 60)!r}", end)
-        return bytes(payload)
+        return bytes(reader.payload)
 
     async def _receive(self) -> bytes:
         """Return what came after a wait for it, mostly something."""
@@ -251,7 +253,7 @@ class NativeTransport:
         """Return when the socket is ready, and once more at the deadline: what has come by then still counts."""
         if self._expired:
             if not late:
-                late = f"only {printable(self._input.peek(), 60)!r} came" if len(self._input) else "no answer came"
+                late = f"only {printable(self._input.peek()[:64], 60)!r} came" if len(self._input) else "no answer came"
                 late += f", and no {self._termination!r}, in time"
             raise TransportTimeoutError(late)
         self._waited = True
@@ -326,22 +328,3 @@ async def _say_farewell(connection: socket.socket) -> None:
         await trio.lowlevel.wait_readable(connection)
         if not connection.recv(_CHUNK):
             return
-
-
-def _parse_header(came: bytearray, most: int) -> tuple[int, int] | None:
-    """Return how long the header of the block that begins *came* is, and its payload; None if it is not all there."""
-    if came and came[0] != ord("#"):
-        raise BlockError(f"no block came, but {printable(bytes(came), 60)!r}", bytes(came))
-    if len(came) < 2:
-        return None
-    digits = came[1] - ord("0")
-    if not 1 <= digits <= 9:
-        raise BlockError(f"{printable(bytes(came[:2]))!r} begins no block of a length that is told", bytes(came))
-    length = bytes(came[2 : 2 + digits])
-    if not (length or b"0").isdigit():
-        raise BlockError(f"{printable(length)!r} is no length of a block", bytes(came))
-    if len(length) < digits:
-        return None
-    if (size := int(length)) > most:
-        raise BlockError(f"the block tells of {size} bytes, and {most} are allowed", bytes(came))
-    return 2 + digits, size

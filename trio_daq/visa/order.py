@@ -4,7 +4,7 @@ The caller waits for it and may leave at any moment; the worker carries it out o
 rules, and talks to nobody.
 
 Invariants: it ends exactly once, in replies or in an error; while `queue` is set nothing of it was sent, and if it
-ends then, nothing ever will be; its alarm is set as long as it has not ended.
+ends then, nothing ever will be; its alarm is set from when it was put somewhere until it has ended.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class Order:
         epoch: The connection that it is meant for, None for any.
         queue: Where it waits, None once it was taken out.
         phase: Where it is, for errors.
+        bypasses: How many orders of a higher priority were taken while it was the first of its own.
         result: The replies or the error, once there is one.
     """
 
@@ -57,6 +58,7 @@ class Order:
         "_waiter",
         "agent",
         "asked_at",
+        "bypasses",
         "deadline",
         "epoch",
         "link",
@@ -103,12 +105,12 @@ class Order:
         self.deadline = self.asked_at + timeout
         self.queue: CommandQueue | None = None
         self.phase: Phase = "place"
+        self.bypasses = 0
         self.result: outcome.Outcome[Replies] | None = None
         self._transport: Transport | None = None
         self._is_sent = False
         self._waiter: trio.lowlevel.Task | None = None
         self._alarm = Alarm(self.expire)
-        self._alarm.set(self.deadline)
 
     @property
     def resource(self) -> str:
@@ -131,6 +133,10 @@ class Order:
     def lease_holder(self) -> Claim | None:
         """Return the claim of the transaction that it has to wait for, if there is one."""
         return None if self.queue is None else self.queue.closed_by()
+
+    def watch_deadline(self) -> None:
+        """Note that it was put where somebody will take it up: from now on it ends by its deadline."""
+        self._alarm.set(self.deadline)
 
     def begin(self, transport: Transport) -> None:
         """Note that it is given to *transport* now."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from trio_daq.visa.resource_managers import SharedManager, shared_manager
 from trio_daq.visa.settings import VisaSessionConfig
-from trio_daq.visa.tcp_link import Inside, forget, look_inside
+from trio_daq.visa.tcp_link import Inside, close_left_open, forget, look_inside
 from trio_daq.visa.transport import BlockError, TransportError, TransportTimeoutError
 from trio_daq.wire import BlockFormatError, BlockReader
 
@@ -69,7 +69,7 @@ class PyvisaConnection:
         self._resource: Resource | None = None
         self._library: Any = None
         self._session: Any = None
-        self._stream = self._serial = False
+        self._stream = False
         self._milliseconds = 0
 
     def open(self, timeout: float) -> None:
@@ -81,7 +81,8 @@ class PyvisaConnection:
             try:
                 self._resource = resources.open_resource(self._config.resource, open_timeout=_milliseconds(timeout))
                 self._prepare(self._resource)
-            except BaseException:
+            except BaseException as error:
+                close_left_open(error)
                 self._close(manager)
                 raise
         except BaseException:
@@ -104,7 +105,7 @@ class PyvisaConnection:
         self.inside.set_deadline(deadline)
         if self.inside.write(data):
             return
-        self._set_timeout(deadline)
+        self._set_timeout(_left(deadline))
         count, _ = self._library.write(self._session, data)
         if count != len(data):
             raise TransportError(f"only {count} of {len(data)} bytes were taken")
@@ -148,7 +149,7 @@ class PyvisaConnection:
 
     def clear(self, deadline: float) -> None:
         """Do a device clear."""
-        self._set_timeout(deadline)
+        self._set_timeout(_left(deadline))
         self._library.clear(self._session)
 
     # --- opening and closing -----------------------------------------------------------------------------------------
@@ -158,9 +159,10 @@ class PyvisaConnection:
 
         if not isinstance(resource, MessageBasedResource):
             raise ValueError("it does not exchange messages")
+        if not resource.session:  # VI_NULL (VPP-4.3, 3.3): pyvisa-sim "opens" what is not in its file
+            raise ValueError("there is no such resource")
         self._library, self._session = resource.visalib, resource.session
-        self._serial = isinstance(resource, SerialInstrument)
-        self._stream = self._serial or isinstance(resource, TCPIPSocket)
+        self._stream = isinstance(resource, (TCPIPSocket, SerialInstrument))
         self.has_clear = not isinstance(resource, TCPIPSocket)
         self.inside = look_inside(resource)
         self._stop_at_termination(self._stream)
@@ -183,8 +185,12 @@ class PyvisaConnection:
             while not reader.is_complete:
                 if reader.wanted is None:
                     raise BlockError("a block of unknown length (#0) ends by END, which this connection has not", b"#0")
-                chunk, _ = self._read(_BLOCK_CHUNK, reader.wanted, deadline)
-                _feed(reader, chunk, tell)
+                self.inside.set_deadline(deadline)
+                if count := self.inside.receive(reader.writable()[:_BLOCK_CHUNK]):
+                    reader.advance(count)
+                else:
+                    reader.feed(self._read(_BLOCK_CHUNK, reader.wanted, deadline)[0])
+                _tell_of(reader, tell)
         finally:
             self._stop_at_termination(True)
         return self.read_message(deadline)
@@ -194,9 +200,10 @@ class PyvisaConnection:
         ended = False
         while not ended and len(reader.surplus) <= _AROUND_BLOCK:
             chunk, ended = self._read(_BLOCK_CHUNK, most, deadline)
-            _feed(reader, chunk, tell)
+            reader.feed(chunk)
+            _tell_of(reader, tell)
         reader.finish()
-        return reader.surplus.rstrip(b"\n").removesuffix(self._termination)
+        return reader.surplus.removesuffix(self._termination).rstrip(b"\n")
 
     def _read_some(self, wait: float) -> bytes:
         if (data := self.inside.take(wait)) is not None:
@@ -213,8 +220,9 @@ class PyvisaConnection:
         from pyvisa.constants import StatusCode
         from pyvisa.errors import VisaIOError
 
+        self._set_timeout(wait)
         try:
-            return self._read(count, count, time.monotonic() + wait)[0]
+            return bytes(self._library.read(self._session, count)[0])
         except TimeoutError:
             return b""
         except VisaIOError as error:
@@ -227,37 +235,36 @@ class PyvisaConnection:
         from pyvisa.constants import StatusCode
 
         count = self.inside.count_to_ask(chunk_size, most)
-        self._set_timeout(deadline)
+        self._set_timeout(_left(deadline))
         chunk, status = self._library.read(self._session, count)
         return chunk, status != StatusCode.success_max_count_read
 
-    def _set_timeout(self, deadline: float) -> None:
+    def _set_timeout(self, seconds: float) -> None:
+        """Give the next call all the time that is left, never a slice: pyvisa-py drops the bytes when time runs out."""
         from pyvisa.constants import ResourceAttribute
 
-        # All that is left, never a slice of it: pyvisa-py drops the bytes of a read that times out.
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TransportTimeoutError("no time was left for the rest of it")
-        self.inside.set_deadline(deadline)
-        if (milliseconds := _milliseconds(left)) != self._milliseconds:
+        self.inside.set_deadline(time.monotonic() + seconds)
+        if (milliseconds := _milliseconds(seconds)) != self._milliseconds:
             self._library.set_attribute(self._session, ResourceAttribute.timeout_value, milliseconds)
             self._milliseconds = milliseconds
 
     def _stop_at_termination(self, stop: bool) -> None:
-        from pyvisa.constants import ResourceAttribute, SerialTermination
+        from pyvisa.constants import ResourceAttribute
 
         library, session = self._library, self._session
         library.set_attribute(session, ResourceAttribute.termchar, self._termination[-1])
         library.set_attribute(session, ResourceAttribute.termchar_enabled, stop)
-        if self._serial:
-            end = SerialTermination.termination_char if stop else SerialTermination.none
-            library.set_attribute(session, ResourceAttribute.asrl_end_in, end)
 
 
-def _feed(reader: BlockReader, chunk: bytes, tell: Tell) -> None:
-    reader.feed(chunk)
+def _tell_of(reader: BlockReader, tell: Tell) -> None:
     if reader.received:
         tell(reader.received, reader.size)
+
+
+def _left(deadline: float) -> float:
+    if (left := deadline - time.monotonic()) <= 0:
+        raise TransportTimeoutError("no time was left for the rest of it")
+    return left
 
 
 def _milliseconds(seconds: float) -> int:

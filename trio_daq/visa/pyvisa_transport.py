@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar, TypeVarTuple
 
 import attrs
@@ -220,15 +220,23 @@ def _post(token: trio.lowlevel.TrioToken, call: Callable[[*_Ts], object], *args:
 
 
 def _explain_open_failure(resource: str, error: Exception) -> LineOpenError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, ConnectionError) or "refused" in reason.lower():
-        hint = "Is the instrument on, is its address right, and is another program connected to it?"
-        return LineOpenError(resource=resource, reason=f"the connection was refused ({reason})", hint=hint)
-    if _is_timeout(error) or _says_timeout(reason):
-        return LineOpenError(
-            resource=resource, reason="it did not answer in time", hint="Is it on and on this network?"
-        )
-    return LineOpenError(resource=resource, reason=reason.rstrip("."))
+    causes = list(_causes(error))
+    reasons = [" ".join(str(cause).split()) or type(cause).__name__ for cause in causes]
+    for cause, reason in zip(causes, reasons, strict=True):
+        if isinstance(cause, ConnectionError) or "refused" in reason.lower():
+            hint = "Is the instrument on, is its address right, and is another program connected to it?"
+            return LineOpenError(resource=resource, reason=f"the connection was refused ({reason})", hint=hint)
+        if isinstance(cause, TimeoutError) or _is_timeout(cause) or _says_timeout(reason):
+            hint = "Is it on and on this network?"
+            return LineOpenError(resource=resource, reason="it did not answer in time", hint=hint)
+    return LineOpenError(resource=resource, reason=reasons[0].rstrip("."))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield *error* and what led to it: pyvisa-py says "not found" for whatever HiSLIP met."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _explain_failure(error: Exception, *, late: bool) -> TransportError:
@@ -248,7 +256,7 @@ def _says_timeout(reason: str) -> bool:
     return str(StatusCode.error_timeout.value) in reason
 
 
-def _is_timeout(error: Exception) -> bool:
+def _is_timeout(error: BaseException) -> bool:
     from pyvisa.constants import StatusCode
     from pyvisa.errors import VisaIOError
 

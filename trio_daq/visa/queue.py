@@ -34,10 +34,11 @@ class CommandQueue:
         self._size = size
         self._places: dict[Priority, dict[Order, None]] = {priority: {} for priority in PRIORITIES}
         self._asking: dict[Priority, dict[Order, None]] = {priority: {} for priority in PRIORITIES}
+        self._count = 0
         self.closed_by = closed_by
 
     def __len__(self) -> int:
-        return sum(len(places) for places in self._places.values()) + sum(map(len, self._asking.values()))
+        return self._count
 
     def __iter__(self) -> Iterator[Order]:
         """Go through all orders, those of the highest priority first."""
@@ -49,6 +50,8 @@ class CommandQueue:
         """Give *order* a place, or let it wait for one."""
         places = self._places[order.priority]
         order.queue = self
+        self._count += 1
+        order.watch_deadline()
         if len(places) < self._size:
             order.phase = "queued"
             places[order] = None
@@ -79,6 +82,7 @@ class CommandQueue:
     def remove(self, order: Order) -> None:
         """Take *order* out; who waits for a place gets it at once."""
         order.queue = None
+        self._count -= 1
         places, asking = self._places[order.priority], self._asking[order.priority]
         if asking.pop(order, order) is None:
             return

@@ -12,6 +12,7 @@ from typing import Literal
 
 import trio
 
+from trio_daq.visa.own_talk import OURSELVES
 from trio_daq.visa.settings import VisaSessionConfig
 from trio_daq.visa.transport import Request, Transport, UnaskedInputError
 from trio_daq.wire import SyncSequence, Trace
@@ -75,12 +76,12 @@ class Resync:
                 break
             except UnaskedInputError as error:  # it came since the look before
                 self._drop(error.data)
-        self._trace.note("trio_daq", "write", data)
+        self._trace.note(OURSELVES, "write", data)
         while not question.is_answered_by(reply):
             self._drop(reply)
             reply = (await transport.exchange([Request(b"", "message")], deadline))[0]
-        self._trace.note("trio_daq", "read", reply)
+        self._trace.note(OURSELVES, "read", reply)
 
     def _drop(self, data: bytes) -> None:
         if data:
-            self._trace.note("trio_daq", "drop", data)
+            self._trace.note(OURSELVES, "drop", data)

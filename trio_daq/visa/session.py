@@ -26,7 +26,7 @@ from trio_daq.visa.order import Order, Priority, Replies
 from trio_daq.visa.registry import join, leave
 from trio_daq.visa.resource_name import canonical_resource
 from trio_daq.visa.settings import VisaSessionConfig
-from trio_daq.visa.statistics import SessionStatistics
+from trio_daq.visa.statistics import SessionStatistics, Tally
 from trio_daq.visa.transaction import Transaction
 from trio_daq.visa.transport import Progress, Request
 from trio_daq.visa.verbs import CommandVerbs
@@ -104,33 +104,16 @@ class VisaSessionManager(CommandVerbs):
         return self._link.in_flight.owner if self._link.in_flight is not None else self._link.lease.holder
 
     def statistics(self) -> SessionStatistics:
-        """Return a snapshot for displays, health checks and tests.
-
-        Raises:
-            SessionClosedError: If it was never opened.
-        """
+        """Return a snapshot for displays, health checks and tests; all zero if it was never opened."""
         link = self._link
         if link is None:
-            raise SessionClosedError(resource=self.resource, owner=owner_name(None))
-        tally, in_flight = link.tally, link.in_flight
-        waiting = (*(link.exclusive or ()), *link.queue)
-        return SessionStatistics(
+            return Tally().snapshot()
+        in_flight = link.in_flight
+        return link.tally.snapshot(
             in_flight=None if in_flight is None else in_flight.owner,
             in_flight_for=0.0 if in_flight is None else trio.current_time() - link.begun_at,
             transaction=link.lease.holder,
-            waiting=tuple(order.owner for order in waiting),
-            executed=dict(tally.executed),
-            timed_out=tally.timed_out,
-            never_sent=tally.never_sent,
-            cancelled=tally.cancelled,
-            failed=tally.failed,
-            abandoned=tally.abandoned,
-            resyncs=tally.resyncs,
-            reconnects=tally.reconnects,
-            hand_overs=tally.hand_overs,
-            longest_wait=tally.longest_wait,
-            wait_times=tally.wait_times.counts(),
-            execution_times=tally.execution_times.counts(),
+            waiting=tuple(order.owner for order in (*(link.exclusive or ()), *link.queue)),
         )
 
     def trace(self) -> tuple[TraceEntry, ...]:
@@ -230,8 +213,9 @@ class VisaSessionManager(CommandVerbs):
     async def close(self, timeout: float = 2.0) -> None:
         """Stop, and wait until the connection is closed. After *timeout* seconds the command in flight is given up.
 
-        Shielded from cancellation for that time and two seconds more at most. A connection that another session uses
-        too stays open.
+        Shielded from cancellation for that time and two seconds more at most; where the worker of this session is at a
+        command of another one just then, for as long as that may take. A connection that another session uses too
+        stays open.
         """
         checked_timeout(timeout)
         self.stop()
@@ -279,6 +263,8 @@ class VisaSessionManager(CommandVerbs):
     async def _demand(self, what: str, timeout: float, work: Callable[[Order], Awaitable[Replies]]) -> None:
         lane, link = self._opened(owner_name(None))
         order = Order(link, (), (what,), owner_name(None), timeout, work=work, patron=self)
+        order.phase = "resync"
+        order.watch_deadline()
         lane.demands.append(order)
         lane.ring()
         await order.wait(abandon=True)
@@ -314,9 +300,9 @@ class VisaSessionManager(CommandVerbs):
                     while link.is_busy:
                         await link.rest.park()
                 await link.disconnect(abort=False)
-            if self._is_on_duty:  # it may be at another session's command just now
+            if self._is_on_duty:  # it may be at another session's command just now, which must not suffer
                 lane.ring()
-                with trio.move_on_at(deadline):
+                with trio.move_on_at(max(deadline, lane.busy_until())):
                     await self._worker_ended.wait()
             self._work_scope.cancel()
             await self._worker_ended.wait()

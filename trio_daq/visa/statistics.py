@@ -88,3 +88,30 @@ class Tally:
         else:
             self.failed += 1
         self.never_sent += getattr(error, "sent", None) == "no"
+
+    def snapshot(
+        self,
+        in_flight: str | None = None,
+        in_flight_for: float = 0.0,
+        transaction: str | None = None,
+        waiting: tuple[str, ...] = (),
+    ) -> SessionStatistics:
+        """Return the counts as they are, with what else is to be seen at this moment."""
+        return SessionStatistics(
+            in_flight=in_flight,
+            in_flight_for=in_flight_for,
+            transaction=transaction,
+            waiting=waiting,
+            executed=dict(self.executed),
+            timed_out=self.timed_out,
+            never_sent=self.never_sent,
+            cancelled=self.cancelled,
+            failed=self.failed,
+            abandoned=self.abandoned,
+            resyncs=self.resyncs,
+            reconnects=self.reconnects,
+            hand_overs=self.hand_overs,
+            longest_wait=self.longest_wait,
+            wait_times=self.wait_times.counts(),
+            execution_times=self.execution_times.counts(),
+        )

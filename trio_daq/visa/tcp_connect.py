@@ -21,7 +21,8 @@ _KEEPALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPALIVE", 10), ("TCP_KEEPINTVL", 5),
 off is noticed after 20 s, not after the two hours that are usual. ``TCP_KEEPALIVE`` is what macOS calls the first."""
 
 _USER_TIMEOUT = 15_000
-"""Milliseconds that sent bytes may stay unacknowledged (tcp(7)); it bounds the probes too."""
+"""Milliseconds that sent bytes may stay unacknowledged (tcp(7)); it bounds the probes too. An instrument that takes
+nothing of a long command for so long, whatever its deadline, counts as vanished as well."""
 
 
 def host_and_port(resource: str) -> tuple[str, int]:

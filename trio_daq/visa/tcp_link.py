@@ -2,8 +2,8 @@
 
 Version 0.8.1 calls a refused connection open, leaves Nagle's algorithm on, takes the end of a stream for silence, waits
 for ever for an instrument that does not read, hands a line that nobody asked for to whoever reads next, waits twice
-its timeout for a serial byte, and keeps every closed session. With other backends nothing can be reached, and nothing
-is cured.
+its timeout for a serial byte, goes on for ever while bytes trickle in, leaves sockets open when opening fails, and
+keeps every closed session. With other backends nothing can be reached, and nothing is cured.
 
 All is for the worker thread of the connection, but `Inside.abort` and `Inside.shutdown`, which are there to free it.
 """
@@ -19,6 +19,7 @@ import struct
 import sys
 import threading
 import time
+import traceback
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -32,9 +33,6 @@ _CHUNK = 65536
 
 _MOST_CHUNKS = 16
 """Reads in a row after which what had come unasked was read; an instrument that floods us must not hold up a call."""
-
-_RECEIVE = 1 << 18
-"""Bytes that pyvisa-py asks the system for at once; with its own 4096 it is several times slower."""
 
 _GIVE_UP_AFTER = 15_000
 """Milliseconds after which the system gives up a peer that does not acknowledge what was sent (TCP_USER_TIMEOUT)."""
@@ -130,6 +128,10 @@ class Inside:
         """Write *data* by the deadline, or return false if VISA itself is to do it."""
         return False
 
+    def receive(self, room: memoryview) -> int:  # noqa: ARG002 - for those below
+        """Receive some bytes into *room* by the deadline and return how many, 0 if only VISA itself can read here."""
+        return 0
+
     def count_to_ask(self, chunk_size: int, most: int) -> int:
         """Return how many bytes, of *most* that may come, one viRead should ask for; *chunk_size* is a good number."""
         return min(chunk_size, most)
@@ -188,6 +190,13 @@ class _SocketInside(_TcpInside):
             return pending
         return self._link.take(wait)
 
+    def receive(self, room: memoryview) -> int:
+        if count := min(len(pending := self._session._pending_buffer), len(room)):
+            room[:count] = pending[:count]
+            del pending[:count]
+            return count
+        return self._link.recv_into(room)  # viRead of pyvisa-py copies each byte four times
+
     def write(self, data: bytes) -> bool:
         self._link.sendall(data)  # viWrite of pyvisa-py has no timeout
         return True
@@ -236,7 +245,6 @@ def look_inside(resource: MessageBasedResource) -> Inside:
     interface: Any = getattr(session, "interface", None)
     if isinstance(interface, socket.socket) and hasattr(session, "_pending_buffer"):
         session.interface = _tuned(interface)
-        session.max_recv_size = _RECEIVE
         return _SocketInside(session, session.interface)
     if isinstance(getattr(interface, "_sync", None), socket.socket):
         interface._sync, interface._async = _tuned(interface._sync), _tuned(interface._async)
@@ -247,6 +255,20 @@ def look_inside(resource: MessageBasedResource) -> Inside:
     if hasattr(interface, "in_waiting"):
         return _SerialInside(interface)
     return Inside()
+
+
+def close_left_open(error: BaseException) -> None:
+    """Close what pyvisa-py left open in the calls through which *error* came, when it failed to open a resource."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        owner = frame.f_locals.get("self")
+        if not type(owner).__module__.startswith("pyvisa_py."):
+            continue
+        for holder in (owner, getattr(owner, "interface", None)):
+            for name in ("_sync", "_async", "sock"):
+                if isinstance(left := getattr(holder, name, None), socket.socket):
+                    left.close()
+    if (cause := error.__cause__ or error.__context__) is not None:
+        close_left_open(cause)
 
 
 def forget(library: Any, session: int) -> None:

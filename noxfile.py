@@ -59,6 +59,6 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Shared serial ports under every kind of fault, judged by the instrument's own log; takes some minutes."""
+    """Shared ports and sessions under every kind of fault, judged by the instrument's own log; takes an hour."""
     session.install(".")
     session.run("python", "tests/soak", *session.posargs)

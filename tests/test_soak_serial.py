@@ -70,6 +70,7 @@ def soak(monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, ModuleType]:
 
 
 def entry(t: int, event: str, tag: str | None, text: str = "", fault: str | None = None) -> LogEntry:
+    text = f"POS? {tag}" if event == "command" else text
     return LogEntry(t=t, instrument="stage", event=event, text=text, tag=tag, fault=fault)
 
 

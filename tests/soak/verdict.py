@@ -75,7 +75,7 @@ def judge(book: Notebook, entries: Iterable[LogEntry]) -> Verdict:
     misrouted = tuple(note for note in book.notes if _is_foreign(note))
     without = [note for note in book.notes if not log.is_served(note) and not _is_foreign(note)]
     met = {note.group for note in book.notes if log.has_met_a_fault(note)}
-    excused = [note for note in without if note.group in met or log.had_no_chance(note)]
+    lost = tuple(note for note in without if note.group not in met and not log.had_no_chance(note))
     right = [note for note in book.notes if log.is_right(note)]
     times = Counter(log.commands)
     return Verdict(
@@ -84,9 +84,9 @@ def judge(book: Notebook, entries: Iterable[LogEntry]) -> Verdict:
         odd=sum(note.reply is not None for note in book.notes) - len(right) - len(misrouted),
         misrouted=misrouted,
         doubled=tuple(nonce for nonce, count in times.items() if count > 1),
-        lost=tuple(note for note in without if note not in excused),
+        lost=lost,
         expired=tuple(note for note in book.notes if note.sent == "no" and note.nonce in times),
-        excused=len(excused),
+        excused=len(without) - len(lost),
         unsent=sum(note.sent == "no" for note in book.notes),
         fired=log.fired + book.seen + Counter(note.fault for note in book.notes if note.fault is not None),
     )

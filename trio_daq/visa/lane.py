@@ -65,8 +65,8 @@ class Lane:
                 while not is_over():
                     if not await self._take_a_turn():
                         await self._wait()
-                    if attempt.deadline < math.inf:  # somebody left during that turn; it is over
-                        attempt.deadline = math.inf
+                    if attempt.deadline < math.inf:  # somebody left during that turn, which is over now
+                        break
 
     async def _take_a_turn(self) -> bool:
         """Do one thing; return whether there was any."""
@@ -142,8 +142,9 @@ class Lane:
 
     async def _prepare(self, link: VisaLink) -> None:
         await self._make_room_for(link)
-        link.attempt = self._attempt
-        await link.care()
+        if link in self.links:  # its last session may have left meanwhile
+            link.attempt = self._attempt
+            await link.care()
 
     async def _serve(self, order: Order) -> None:
         order.link.attempt = self._attempt

@@ -289,6 +289,9 @@ class VisaSessionManager(CommandVerbs):
         lane, link = self._lane, self._link
         assert lane is not None
         assert link is not None
+        for demand in lane.demands:
+            if demand.patron is self:
+                demand.fail(link.closed_under(demand))
         deadline = trio.current_time() + timeout
         with trio.CancelScope(shield=True):
             await self._wait_for_mine(link, deadline)

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import random
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from visa_instrument import Instrument, wait_until
 
 from trio_daq.errors import CommandTimeoutError, LineLostError, SessionClosedError
 from trio_daq.visa import VisaSessionConfig, VisaSessionManager
+from trio_daq.visa.native_transport import NativeTransport
 from trio_daq.visa.registry import join, leave
 
 
@@ -203,6 +205,27 @@ async def test_a_lost_session_that_may_not_be_open_costs_nothing(first: Instrume
         assert steps.count < 50
 
 
+async def test_a_lost_session_that_nobody_wants_closes_no_other(
+    first: Instrument, second: Instrument, nursery: trio.Nursery
+) -> None:
+    """With max_open=1 it is opened again when it is wanted, and not tried in place of one that works."""
+    async with (
+        VisaSessionManager(config_of(first, bus="rack", max_open=1)) as one,
+        VisaSessionManager(config_of(second, bus="rack", max_open=1)) as other,
+    ):
+        pending = other.submit("MUTE?")
+        await wait_until(lambda: second.diary)
+        second.unplug()
+        with pytest.raises(LineLostError):
+            await pending.wait()
+        for number in range(10):
+            assert await one.query(f"ECHO? {number}") == str(number)
+            await trio.sleep(0.05)
+        assert len({taken.connection for taken in first.diary}) == 1
+        await nursery.start(second.serve)
+        assert await other.query("ECHO? back", timeout=5) == "back"
+
+
 class Steps(trio.abc.Instrument):
     """Count the steps of all tasks."""
 
@@ -302,6 +325,25 @@ async def test_command_that_is_given_up_at_closing_leaves_the_other_manager_a_cl
     assert first.census.total == 2
 
 
+async def test_reply_that_comes_just_when_it_is_given_up_harms_no_other(first: Instrument, second: Instrument) -> None:
+    """A close runs out of time when the reply is there already: the next command, of another session of the bus, which
+    the same worker takes up then, is carried out as if nothing had been."""
+
+    class GivenUp(NativeTransport):
+        async def exchange(self, requests: Any, deadline: float, progress: Any = None) -> list[bytes]:
+            replies = await super().exchange(requests, deadline, progress)
+            assert closed._link is not None
+            closed._link.give_up()  # what close does in the same step of the event loop
+            return replies
+
+    async with (
+        VisaSessionManager(config_of(first, bus="rack")) as kept,
+        VisaSessionManager(config_of(second, bus="rack"), make_transport=GivenUp) as closed,
+    ):
+        pending = [closed.submit("ECHO? a"), kept.submit("ECHO? b"), kept.submit("ECHO? c")]
+        assert [await each.wait() for each in pending] == ["a", "b", "c"]
+
+
 async def test_opening_that_is_given_up_opens_nothing_later(first: Instrument, second: Instrument) -> None:
     """A session whose opening was cancelled while the bus was busy does not connect when it is free."""
     async with VisaSessionManager(config_of(first, bus="rack")) as one, trio.open_nursery() as nursery:
@@ -316,7 +358,77 @@ async def test_opening_that_is_given_up_opens_nothing_later(first: Instrument, s
         assert first.census.total == 1
 
 
+async def test_session_that_is_closed_while_room_is_made_for_it_opens_nothing(
+    first: Instrument, second: Instrument
+) -> None:
+    """With max_open=1, a session that leaves while the other connection is being closed for it does not connect."""
+    async with (
+        VisaSessionManager(config_of(second, bus="rack", max_open=1)) as leaves,
+        VisaSessionManager(config_of(first, bus="rack", max_open=1)) as one,
+    ):
+        assert (leaves.state, one.state) == ("parked", "open")
+        first.farewell = 0.3  # it takes its time to close its end; we wait 0.1 s for it
+        total = first.census.total
+        pending = leaves.submit("ECHO? never")
+        await wait_until(lambda: one.state == "parked")
+        await leaves.close()
+        with pytest.raises(SessionClosedError):
+            await pending.wait()
+        await trio.sleep(0.2)
+        assert first.census.total == total
+        assert await one.query("ECHO? 1") == "1"
+
+
+async def test_close_ends_an_opening(first: Instrument, second: Instrument) -> None:
+    """A session that is closed by another task while it waits to be opened is told so at once."""
+    async with VisaSessionManager(config_of(first, bus="rack")) as one, trio.open_nursery() as nursery:
+        busy = one.submit("WAIT? 0.5 x")
+        await wait_until(lambda: first.diary)
+        session = VisaSessionManager(config_of(second, bus="rack"))
+
+        async def serve() -> None:
+            with pytest.raises(SessionClosedError):
+                await session.serve()
+
+        began = trio.current_time()
+        async with trio.open_nursery() as serving:
+            serving.start_soon(serve)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            nursery.start_soon(session.close)
+        assert trio.current_time() - began < 0.4
+        assert await busy.wait() == "x"
+    assert second.diary == []
+
+
 # --- nothing is left behind --------------------------------------------------------------------------------------
+
+
+async def test_sessions_that_come_and_go_disturb_nobody(first: Instrument, second: Instrument) -> None:
+    """Ten tasks open, use and close sessions of two instruments on one bus, some of them cancelled in the middle: each
+    reply is its asker's, nobody's command ends because of another one's close, and no more is open than may be."""
+    instruments = (first, second)
+    draw = random.Random(32282)
+
+    async def come_and_go(name: str) -> None:
+        for number in range(12):
+            instrument = draw.choice(instruments)
+            with trio.move_on_after(draw.choice([0.005, 0.02, 60, 60])):
+                async with VisaSessionManager(config_of(instrument, bus="rack", max_open=1, timeout=20)) as session:
+                    await trio.sleep(draw.random() / 200)
+                    for count in range(3):
+                        text = f"{name}.{number}.{count}"
+                        if draw.random() < 0.3:
+                            async with session.transaction() as line:
+                                assert await line.query(f"WAIT? 0.002 {text}") == text
+                        else:
+                            assert await session.query(f"WAIT? 0.002 {text}") == text
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            for number in range(10):
+                nursery.start_soon(come_and_go, f"task{number}")
+    await wait_until(lambda: first.census.open == 0)
+    assert len(first.diary) + len(second.diary) > 100
 
 
 async def test_a_thousand_lives_leave_nothing_behind(first: Instrument, second: Instrument) -> None:

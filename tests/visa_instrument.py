@@ -56,6 +56,7 @@ class Instrument:
         self.greeting = ""
         self.delay = 0.0
         self.busy_for = 0.0
+        self.farewell = 0.0
         self.errors: deque[str] = deque()
         self._counted = 0
         self._complete_at = float("inf")
@@ -103,6 +104,7 @@ class Instrument:
                         taken.until = trio.current_time()
                         if reply is not None:
                             await stream.send_all(reply.encode() + b"\n")
+                await trio.sleep(self.farewell)
             except trio.BrokenResourceError:
                 return
 

@@ -61,8 +61,9 @@ class Lane:
         """Do one thing; return whether there was any."""
         if self.demands:
             demand = self.demands.popleft()
-            await self._make_room_for(demand.link)
-            await demand.link.serve(demand)
+            if demand.result is None:
+                await self._make_room_for(demand.link)
+                await demand.link.serve(demand)
             return True
         for link in self.links:
             if link.next_try() == 0 and self._has_room_for(link):

@@ -221,9 +221,9 @@ class VisaSessionManager(CommandVerbs):
         self._is_stopping = True
         self._is_open = False
         self._stopping.set()
-        if self._link is not None:
-            for queue in (self._link.queue, self._link.exclusive or ()):
-                for order in queue:
+        if self._lane is not None and self._link is not None:
+            for orders in (self._lane.demands, self._link.queue, self._link.exclusive or ()):
+                for order in orders:
                     if order.patron is self:
                         order.fail(self._link.closed_under(order))
 

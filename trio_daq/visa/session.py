@@ -332,6 +332,11 @@ class VisaSessionManager(CommandVerbs):
             link.in_flight.fail(link.closed_under(link.in_flight))
             link.give_up()
 
+    @property
+    def takes_orders(self) -> bool:
+        """Whether it has been opened and not been stopped."""
+        return self._is_open
+
     # --- what the verbs need -----------------------------------------------------------------------------------------
 
     def _opened(self, owner: str) -> tuple[Lane, VisaLink]:

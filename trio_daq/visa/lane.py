@@ -85,7 +85,9 @@ class Lane:
         return True
 
     async def _wait(self) -> None:
-        tries = [left for link in self.links if (left := link.next_try()) is not None]
+        # A link without room waits for a transaction to end, not for a time: that would be up already, again and again.
+        waiting = [link for link in self.links if self._has_room_for(link)]
+        tries = [left for link in waiting if (left := link.next_try()) is not None]
         self._is_idle = True
         if tries:
             with trio.move_on_after(min(tries)):

@@ -8,7 +8,6 @@ import pytest
 import trio
 
 from trio_daq.errors import (
-    CommandTimeoutError,
     LineLostError,
     QueueFullError,
     SessionClosedError,
@@ -116,14 +115,8 @@ async def test_a_transaction_of_a_closed_session_is_told_so_at_once(meter, nurse
             with pytest.raises(SessionClosedError):
                 await transaction.query("*IDN?")
             assert trio.current_time() == now
-            with pytest.raises(CommandTimeoutError):  # it still has the instrument
-                await nursery.start(_ask_elsewhere, other)
         assert (await other.query("*IDN?")).startswith("TRIO_DAQ")
         assert len([entry for entry in meter.log if entry.event == "command"]) == 1
-
-
-async def _ask_elsewhere(session: VisaSessionManager, task_status: trio.TaskStatus[str]) -> None:
-    task_status.started(await session.query("*IDN?", 0.1))
 
 
 async def test_closing_one_session_does_not_close_another(meter, nursery, autojump_clock):
@@ -156,7 +149,7 @@ async def test_a_lost_link_without_room_waits_for_room(meter, nursery):
         session_of(other_meter, config("other", **bus)) as other,
         session_of(meter, config(**bus)) as session,
     ):
-        pending = session.submit("SLOW? a,9")
+        pending = session.submit("SLOW? a,0.5")
         await trio.testing.wait_all_tasks_blocked(0.01)
         meter.is_refusing = True
         meter.hang_up()

@@ -74,9 +74,38 @@ EXAMPLES = {
             "sent": "no",
             "waited": 0.25,
             "position": 6,
+            "in_flight": "bob",
         },
         TimeoutError,
-        ["TCPIP::dmm", "'READ?'", "'alice'", "0.25 s", "behind 6", "never be sent"],
+        [
+            "TCPIP::dmm",
+            "'READ?'",
+            "'alice'",
+            "0.25 s",
+            "6 ahead of it",
+            "busy with a command of 'bob'",
+            "never be sent",
+        ],
+    ),
+    "QueueFullError": (
+        {"resource": "TCPIP::dmm", "command": "READ?", "owner": "alice", "waiting": 100, "in_flight": "bob"},
+        OSError,
+        ["TCPIP::dmm", "'READ?'", "'alice'", "100 commands wait", "'bob'", "not sent", "enqueue_command"],
+    ),
+    "CommandCancelledError": (
+        {"resource": "TCPIP::dmm", "command": "READ?", "owner": "alice", "sent": "no"},
+        ConnectionAbortedError,
+        ["TCPIP::dmm", "'READ?'", "'alice'", "sent: no"],
+    ),
+    "InstrumentError": (
+        {"resource": "TCPIP::dmm", "owner": "alice", "command": "VLOT 1", "errors": [(-113, "Undefined header")]},
+        ValueError,
+        ["TCPIP::dmm", "'VLOT 1'", "'alice'", "-113 Undefined header"],
+    ),
+    "TransactionBrokenError": (
+        {"resource": "TCPIP::dmm", "owner": "alice", "command": "READ?", "reason": "the instrument closed it"},
+        ConnectionError,
+        ["TCPIP::dmm", "'READ?'", "'alice'", "not sent", "the instrument closed it", "begin it again"],
     ),
     "ReplyError": (
         {"resource": "TCPIP::dmm", "owner": "alice", "command": "READ?", "reply": "ouch", "expected": "a number"},
@@ -250,7 +279,9 @@ def test_an_acquire_timeout_says_where_the_time_went(phase, words):
 def test_a_command_timeout_has_a_text_for_every_case(phase, sent):
     """Every phase and every value of ``sent`` makes a message, and only "no" calls a new try safe."""
     values = EXAMPLES["CommandTimeoutError"][0] | {"phase": phase, "sent": sent}
-    assert ("safe to try again" in str(errors.CommandTimeoutError(**values))) == (sent == "no")
+    text = str(errors.CommandTimeoutError(**values))
+    assert ("safe to try again" in text) == (sent == "no")
+    assert ("had not answered" in text) == (phase == "in_flight" and sent != "no")
 
 
 @pytest.mark.parametrize("phase", ["mailbox", "queued", "handling"])

@@ -49,12 +49,12 @@ async def session(instrument: Instrument) -> AsyncIterator[VisaSessionManager]:
 
 async def test_example_identify_reset_configure_read(instrument: Instrument, session: VisaSessionManager) -> None:
     """Identify, reset, configure, read: queries give their replies, commands give "", in the order of the calls."""
-    assert await session.enqueue_command("*IDN?", timeout=2.0, owner="v4_init") == "ACME,METER,1,2.0"
-    assert await session.enqueue_command("*RST", timeout=1.0, owner="v4_init") == ""
-    assert await session.enqueue_command("CONF:VOLT:DC", timeout=1.0, owner="v4_init") == ""
-    assert await session.enqueue_command("READ?", timeout=2.0, owner="v4_init") == "+1.5E+00"
+    assert await session.enqueue_command("*IDN?", timeout=2.0, owner="v4_setup") == "ACME,METER,1,2.0"
+    assert await session.enqueue_command("*RST", timeout=1.0, owner="v4_setup") == ""
+    assert await session.enqueue_command("CONF:VOLT:DC", timeout=1.0, owner="v4_setup") == ""
+    assert await session.enqueue_command("READ?", timeout=2.0, owner="v4_setup") == "+1.5E+00"
     assert instrument.commands == ["*IDN?", "*RST", "CONF:VOLT:DC", "READ?"]
-    assert session.statistics().executed == {"v4_init": 4}
+    assert session.statistics().executed == {"v4_setup": 4}
 
 
 async def test_example_concurrent_owners_are_served_in_queue_order(
@@ -63,7 +63,7 @@ async def test_example_concurrent_owners_are_served_in_queue_order(
     """Old drivers and new actors at once: what was submitted first is carried out first, one at a time, and `submit`
     fixes that order, whoever waits for which reply first."""
     instrument.delay = 0.002
-    owners = itertools.cycle(["v2_actor_1", "v4_scpi_meter", "v4_1", "v2_1"])
+    owners = itertools.cycle(["v2_logger", "v4_meter", "v4_scan", "v2_panel"])
     pending = [session.submit(f"ECHO? {number}", owner=next(owners)) for number in range(40)]
     got: dict[int, str] = {}
 
@@ -88,9 +88,11 @@ async def test_example_commands_of_tasks_are_served_in_the_order_in_which_they_a
         replies.append(await session.enqueue_command(command, timeout=2.0, owner=owner))
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(ask, "v4_1", "WAIT? 0.05 first")
+        nursery.start_soon(ask, "v4_scan", "WAIT? 0.05 first")
         await wait_until(lambda: instrument.diary)
-        for depth, (owner, command) in enumerate([("v2_1", "CONF:VOLT:DC"), ("v4_1", "*IDN?"), ("v2_2", "READ?")]):
+        for depth, (owner, command) in enumerate(
+            [("v2_logger", "CONF:VOLT:DC"), ("v4_scan", "*IDN?"), ("v2_panel", "READ?")]
+        ):
             nursery.start_soon(ask, owner, command)
             await wait_until(lambda depth=depth: session.queue_depth() == depth + 1)  # type: ignore[misc]
     assert instrument.commands == ["WAIT? 0.05 first", "CONF:VOLT:DC", "*IDN?", "READ?"]
@@ -106,12 +108,12 @@ async def test_example_timeout_then_retry_with_a_longer_one(instrument: Instrume
     async with VisaSessionManager(config) as session:
         began = trio.current_time()
         with pytest.raises(TimeoutError) as caught:
-            await session.enqueue_command("COUNT? 0.3", timeout=0.1, owner="v4_impatient")
+            await session.enqueue_command("COUNT? 0.3", timeout=0.1, owner="v4_hasty")
         assert 0.1 <= trio.current_time() - began < 0.25
         error = caught.value
         assert isinstance(error, CommandTimeoutError)
-        assert (error.owner, error.phase, error.sent) == ("v4_impatient", "in_flight", "yes")
-        assert await session.enqueue_command("COUNT? 0.3", timeout=5.0, owner="v4_patient") == "count 2"
+        assert (error.owner, error.phase, error.sent) == ("v4_hasty", "in_flight", "yes")
+        assert await session.enqueue_command("COUNT? 0.3", timeout=5.0, owner="v4_calm") == "count 2"
         for number in range(3):
             assert await session.enqueue_command(f"WAIT? 0.05 {number}", timeout=5.0) == str(number)
 

@@ -23,21 +23,24 @@ from trio_daq.errors import (
 from trio_daq.sim import open_simulated_lab, read_log
 from trio_daq.visa import Transport, VisaSessionConfig, VisaSessionManager
 from trio_daq.visa.native_transport import NativeTransport
+from trio_daq.visa.pyvisa_transport import PyvisaTransport
 from trio_daq.wire import Command, Exchange, SyncQuery
 
 ECHO = SyncQuery("ECHO {nonce}", "{nonce}")
 
 
-@pytest.fixture
-async def instrument(nursery: trio.Nursery) -> Instrument:
-    """An instrument on loopback TCP."""
+@pytest.fixture(params=["native", "pyvisa"])
+async def instrument(request: pytest.FixtureRequest, nursery: trio.Nursery) -> Instrument:
+    """An instrument on loopback TCP, to be reached by the one transport and by the other."""
     instrument = Instrument()
+    instrument.transport = request.param
     await nursery.start(instrument.serve)
     return instrument
 
 
 def session_of(instrument: Instrument, **settings: Any) -> VisaSessionManager:
-    return VisaSessionManager(VisaSessionConfig(resource=instrument.resource, **settings))
+    config = VisaSessionConfig(resource=instrument.resource, transport=instrument.transport, **settings)
+    return VisaSessionManager(config)
 
 
 async def lose(session: VisaSessionManager, instrument: Instrument) -> None:
@@ -346,7 +349,7 @@ async def test_flood_without_a_new_connection_is_refused(instrument: Instrument)
 
 
 class Connects:
-    """Make native transports, and count how often and how many at once they try to connect."""
+    """Make transports, and count how often and how many at once they try to connect."""
 
     def __init__(self) -> None:
         self.tries = self.now = self.most = 0
@@ -354,7 +357,7 @@ class Connects:
     def __call__(self, config: VisaSessionConfig) -> Transport:
         count = self
 
-        class Counted(NativeTransport):
+        class Counted(NativeTransport if config.is_native else PyvisaTransport):  # type: ignore[misc]
             async def open(self, timeout: float) -> None:
                 count.tries += 1
                 count.now += 1
@@ -373,7 +376,8 @@ async def test_queued_commands_wait_through_an_outage_and_are_executed_once(
     """Those whose deadline allows it are carried out in their order when the instrument is back, each once; the other
     ones fail in time and are never sent; and it is tried again with pauses, one connection at a time."""
     connects = Connects()
-    async with VisaSessionManager(instrument.resource, 2.0, connects) as session:
+    config = VisaSessionConfig(resource=instrument.resource, transport=instrument.transport)
+    async with VisaSessionManager(config, make_transport=connects) as session:
         await lose(session, instrument)
         began = trio.current_time()
         patient = [session.submit(f"ECHO? {number}", timeout=5) for number in range(5)]

@@ -6,6 +6,7 @@ connection is served on its own and strictly in order.
 
 from collections import deque
 from collections.abc import Callable
+from typing import Literal
 
 import attrs
 import trio
@@ -48,6 +49,7 @@ class Instrument:
 
     def __init__(self, census: Census | None = None) -> None:
         self.port = 0
+        self.transport: Literal["native", "pyvisa"] = "native"
         self.census = Census() if census is None else census
         self.diary: list[Taken] = []
         self.answers = {"*IDN?": "ACME,METER,1,2.0", "*ESE?": "0", "*OPC?": "1", "READ?": "+1.5E+00"}
@@ -55,7 +57,6 @@ class Instrument:
         self.delay = 0.0
         self.busy_for = 0.0
         self.errors: deque[str] = deque()
-        self.on_command: Callable[[str], object] = lambda _: None
         self._counted = 0
         self._complete_at = float("inf")
         self._scope = trio.CancelScope()
@@ -93,7 +94,6 @@ class Instrument:
                         command, _, data = data.partition(b"\n")
                         taken = Taken(command.decode(), connection, trio.current_time())
                         self.diary.append(taken)
-                        self.on_command(taken.command)
                         if taken.command == "DROP?":
                             return
                         if taken.command == "FLOOD":

@@ -276,7 +276,7 @@ class CommandTimeoutError(DaqError, TimeoutError):
         where = {
             "place": "the queue was full",
             "queued": f"it was still queued, {self.position} ahead of it",
-            "in_flight": self.trouble or "the instrument had not answered",
+            "in_flight": self.trouble or f"the instrument had not {'taken it' if self.sent == 'no' else 'answered'}",
             "resync": f"the connection was not usable: {self.trouble or 'it was being made so'}",
         }[self.phase]
         if self.in_flight is not None and self.sent == "no":

@@ -349,11 +349,10 @@ class VisaSessionManager(CommandVerbs):
         elif depth >= self.config.queue_warning and not self._has_warned:
             self._has_warned = True
             _log.warning(
-                "%s: %d commands wait, and the instrument is at one of %s; ask less often, or give the urgent ones "
-                "priority",
+                "%s: %d commands wait, and the instrument is at %s; ask less often, or give the urgent ones priority",
                 self.resource,
                 depth,
-                self.current_owner(),
+                "none yet" if (owner := self.current_owner()) is None else f"one of {owner}",
             )
 
     def _new_order(

@@ -169,8 +169,9 @@ class VisaLink:
         except DaqError as error:
             order.fail(error)
         finally:
-            if order.result is None:
-                order.fail(self.closed_under(order))
+            if order.result is None:  # its own session would have ended it before
+                reason = "the session that worked for both was closed"
+                order.fail(LineLostError(resource=self.resource, owner=order.owner, reason=reason, sent=order.sent))
             self.in_flight, self.used_at = None, trio.current_time()
             self._rest()
 

@@ -204,9 +204,9 @@ class VisaSessionManager(CommandVerbs):
         self._is_stopping = True
         self._is_open = False
         self._stopping.set()
-        if self._link is not None:
-            for queue in (self._link.queue, self._link.exclusive or ()):
-                for order in queue:
+        if self._lane is not None and self._link is not None:
+            for orders in (self._lane.demands, self._link.queue, self._link.exclusive or ()):
+                for order in orders:
                     if order.patron is self:
                         order.fail(self._link.closed_under(order))
 
@@ -319,6 +319,11 @@ class VisaSessionManager(CommandVerbs):
         if link.in_flight is not None and link.in_flight.patron is self:
             link.in_flight.fail(link.closed_under(link.in_flight))
             link.give_up()
+
+    @property
+    def takes_orders(self) -> bool:
+        """Whether it has been opened and not been stopped."""
+        return self._is_open
 
     # --- what the verbs need -----------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import trio
 
@@ -23,6 +23,13 @@ from trio_daq.visa.queue import CommandQueue
 from trio_daq.visa.settings import VisaSessionConfig
 from trio_daq.visa.transport import Progress, Request
 from trio_daq.visa.verbs import CommandVerbs
+
+
+class _Patron(Protocol):
+    """The session, as far as its transactions know it."""
+
+    @property
+    def takes_orders(self) -> bool: ...
 
 
 class Transaction(CommandVerbs):
@@ -43,7 +50,7 @@ class Transaction(CommandVerbs):
 
     def __init__(
         self,
-        patron: object,
+        patron: _Patron,
         lane: Lane,
         link: VisaLink,
         config: VisaSessionConfig,
@@ -116,6 +123,8 @@ class Transaction(CommandVerbs):
     def _put(self, order: Order, *, wait: bool) -> None:
         if self._claim is None or not self._claim.alive:
             raise self._refusal(order)
+        if not self._patron.takes_orders:
+            raise self._link.closed_under(order)
         if wait:
             self._queue.put(order)
         else:

@@ -11,6 +11,7 @@ from trio_daq.errors import (
     LineLostError,
     QueueFullError,
     SessionClosedError,
+    TransactionBrokenError,
 )
 from trio_daq.sharing.wait_graph import _waiting
 from trio_daq.sim import MemoryInstrument, SimulatedMeter
@@ -129,6 +130,34 @@ async def test_closing_one_session_does_not_close_another(meter, nursery, autoju
         await first.close(0.5)
         assert (await pending.wait()).startswith("a,")
         assert (await second.query("*IDN?", 20)).startswith("TRIO_DAQ")
+
+
+async def test_close_does_not_wait_longer_than_it_was_told(meter, nursery, autojump_clock):
+    """A command that is never answered, with a minute to go, holds up no close; its owner is told that it was sent."""
+    nursery.start_soon(meter.serve)
+    meter.is_silent = True
+    async with session_of(meter) as session:
+        pending = session.submit("*IDN?", 60)
+        await trio.testing.wait_all_tasks_blocked()
+        began = trio.current_time()
+        await session.close(0.5)
+        assert trio.current_time() - began <= 0.6
+        with pytest.raises(SessionClosedError, match="command sent: yes"):
+            await pending.wait()
+
+
+async def test_a_transaction_does_not_go_on_over_another_connection(meter, nursery, autojump_clock):
+    """After a reconnect in its middle, the rest of a transaction is refused, and the instrument hears none of it."""
+    nursery.start_soon(meter.serve)
+    async with session_of(meter) as session:
+        async with session.transaction() as transaction:
+            await transaction.write("CONF:VOLT")
+            nursery.start_soon(session.reconnect)
+            await trio.sleep(0.1)
+            with pytest.raises(TransactionBrokenError):
+                await transaction.query("MEAS:VOLT? a")
+        await session.query("MEAS:VOLT? b")
+    assert [text for _, text in meter.received] == ["CONF:VOLT", "MEAS:VOLT? b"]
 
 
 class _Steps(trio.abc.Instrument):

@@ -333,6 +333,8 @@ class VisaLink:
             raise InstrumentError(resource=self.resource, owner=order.owner, command=texts, errors=errors)
 
     # --- keeping it trustworthy --------------------------------------------------------------------------------------
+        except UnaskedInputError as error:  # what was asked for is done, and must not be tried again for this
+            raise TransportError(f"after {order.texts[-1]!r}, {error}") from error
 
     def _soil(self, trouble: str) -> None:
         self.trouble = self.last_trouble = trouble

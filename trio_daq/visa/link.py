@@ -311,6 +311,10 @@ class VisaLink:
             self._soil("an exchange was given up")
             raise
         self.tally.note_done(order, begun)
+        except Exception as error:  # noqa: BLE001 - of the caller's own progress, and theirs to see
+            self._soil(f"{type(error).__name__} was raised in the middle of an exchange")
+            order.end(outcome.Error(error))
+            return []
         return replies
 
     def _has_to_check(self, order: Order) -> bool:

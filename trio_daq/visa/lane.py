@@ -67,8 +67,8 @@ class Lane:
                 while not is_over():
                     if not await self._take_a_turn():
                         await self._wait()
-                    if attempt.deadline < math.inf:  # somebody left during that turn; it is over
-                        attempt.deadline = math.inf
+                    if attempt.deadline < math.inf:  # somebody left during that turn; it is over, and so is its scope
+                        break
 
     async def _take_a_turn(self) -> bool:
         """Do one thing; return whether there was any."""

@@ -10,6 +10,7 @@ next reply belongs to the next command; a command is given to it in ``open`` onl
 from __future__ import annotations
 
 import logging
+import math
 from typing import Literal
 
 import outcome
@@ -154,7 +155,7 @@ class VisaLink:
     def give_up(self) -> None:
         """Give up what the worker is doing with this link, now."""
         if self.is_busy:
-            self.attempt.cancel()
+            self.attempt.deadline = -math.inf
 
     # --- what the worker does ----------------------------------------------------------------------------------------
 

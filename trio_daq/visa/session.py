@@ -290,6 +290,9 @@ class VisaSessionManager(CommandVerbs):
         assert link is not None
         deadline = trio.current_time() + timeout
         with trio.CancelScope(shield=True):
+            for demand in lane.demands:
+                if demand.patron is self:  # a link that nobody uses must not be opened later
+                    demand.fail(link.closed_under(demand))
             await self._wait_for_mine(link, deadline)
             is_last = leave(link)
             self._is_closing = True

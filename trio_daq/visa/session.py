@@ -144,8 +144,7 @@ class VisaSessionManager(CommandVerbs):
         name = owner_name(owner)
         seconds = self.config.timeout if timeout is None else checked_timeout(timeout)
         hold = self.config.max_hold if max_hold is None else checked_timeout(max_hold, "max_hold", zero=False)
-        lane, link = self._opened(name)
-        return Transaction(self, lane, link, self.config, name, seconds, hold)
+        return Transaction(self, self._opened, self.config, name, seconds, hold)
 
     def acquire(self, owner: str | None = None, timeout: float | None = None) -> Transaction:
         """Return a `transaction`, under the name that `acquire_all` knows."""

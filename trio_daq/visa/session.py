@@ -253,7 +253,7 @@ class VisaSessionManager(CommandVerbs):
 
         async def work(_: Order) -> Replies:
             if link.transport is None:
-                await link.connect()
+                await link.reconnect()
             return []
 
         self._is_open = True
@@ -289,10 +289,10 @@ class VisaSessionManager(CommandVerbs):
         assert link is not None
         deadline = trio.current_time() + timeout
         with trio.CancelScope(shield=True):
+            await self._wait_for_mine(link, deadline)
             for demand in lane.demands:
                 if demand.patron is self:  # a link that nobody uses must not be opened later
                     demand.fail(link.closed_under(demand))
-            await self._wait_for_mine(link, deadline)
             is_last = leave(link)
             self._is_closing = True
             if is_last:

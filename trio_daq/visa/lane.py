@@ -73,8 +73,8 @@ class Lane:
         for demand in tuple(self.demands):
             if demand.result is None and not self._has_room_for(demand.link):
                 continue
-            self.demands.remove(demand)
             await self._make_room_for(demand.link)
+            self.demands.remove(demand)
             if demand.result is None:  # who has left must not find it opened later
                 await self._serve(demand)
             return True

@@ -95,4 +95,14 @@ class CommandQueue:
 
     def ahead_of(self, order: Order) -> int:
         """Return how many orders wait in front of it."""
-        return list(self).index(order)
+        count = 0
+        for priority in PRIORITIES:
+            for orders in (self._places[priority], self._asking[priority]):
+                if order not in orders:
+                    count += len(orders)
+                    continue
+                for each in orders:  # mostly it is the first: one that waits for long was there first
+                    if each is order:
+                        return count
+                    count += 1
+        raise ValueError("it is not here")

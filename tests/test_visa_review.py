@@ -1,0 +1,47 @@
+"""What a close reading of the VISA room found: each of these was wrong once."""
+
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_daq.errors import SessionClosedError
+from trio_daq.sim import MemoryInstrument, SimulatedMeter
+from trio_daq.visa import VisaSessionConfig, VisaSessionManager
+
+METER = "TCPIP::meter::5025::SOCKET"
+
+
+@pytest.fixture
+async def meter(nursery: trio.Nursery) -> MemoryInstrument:
+    meter = MemoryInstrument(SimulatedMeter())
+    nursery.start_soon(meter.serve)
+    return meter
+
+
+def session_of(meter: MemoryInstrument, resource: str = METER, **settings: Any) -> VisaSessionManager:
+    return VisaSessionManager(VisaSessionConfig(resource=resource, **settings), make_transport=meter.connect)
+
+
+async def test_closing_ends_also_the_commands_that_wait_for_a_place(
+    meter: MemoryInstrument, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """Stopping a session ends every command that waits at once, also those that have no place in the queue yet."""
+    refused = []
+
+    async def ask(number: int) -> None:
+        try:
+            await session.query(f"MEAS:VOLT? {number}")
+        except SessionClosedError:
+            refused.append(trio.current_time())
+
+    async with session_of(meter, queue_size=2) as session:
+        meter.slow_by = 1.0
+        for number in range(7):
+            nursery.start_soon(ask, number)
+        await trio.sleep(0.1)
+        stopped_at = trio.current_time()
+        session.stop()
+        await wait_all_tasks_blocked()
+        assert refused == 6 * [stopped_at]

@@ -45,3 +45,15 @@ async def test_closing_ends_also_the_commands_that_wait_for_a_place(
         session.stop()
         await wait_all_tasks_blocked()
         assert refused == 6 * [stopped_at]
+
+
+@pytest.mark.parametrize("command", ["", "VOLT\n1", "VOLT µ"])
+async def test_query_values_refuses_what_query_refuses(
+    meter: MemoryInstrument, command: str, autojump_clock: MockClock
+) -> None:
+    """A text that is no command is a ValueError in `query_values`, too."""
+    async with session_of(meter) as session:
+        with pytest.raises(ValueError, match="character"):
+            await session.query_values(command)
+        with pytest.raises(ValueError, match="timeout"):
+            await session.query_values("READ?", timeout=-1)

@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_daq.errors import SessionClosedError
+from trio_daq.errors import CommandTimeoutError, SessionClosedError
 from trio_daq.sim import MemoryInstrument, SimulatedMeter
 from trio_daq.visa import VisaSessionConfig, VisaSessionManager
 
@@ -57,3 +57,15 @@ async def test_query_values_refuses_what_query_refuses(
             await session.query_values(command)
         with pytest.raises(ValueError, match="timeout"):
             await session.query_values("READ?", timeout=-1)
+
+
+async def test_a_pending_reply_can_be_waited_for_again(meter: MemoryInstrument, autojump_clock: MockClock) -> None:
+    """Whoever waits for a pending reply once more gets the same reply, or the same error."""
+    async with session_of(meter) as session:
+        pending = session.submit("*IDN?")
+        assert await pending.wait() == await pending.wait() != ""
+        meter.is_silent = True
+        late = session.submit("*IDN?")
+        for _ in range(2):
+            with pytest.raises(CommandTimeoutError):
+                await late.wait()

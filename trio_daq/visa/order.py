@@ -216,5 +216,8 @@ class Order:
             await trio.lowlevel.wait_task_rescheduled(leave)
         else:
             await trio.lowlevel.checkpoint()
-        assert self.result is not None
-        return self.result.unwrap()
+        result = self.result
+        assert result is not None
+        if isinstance(result, outcome.Error):  # to unwrap is for once, and one may wait again
+            raise result.error
+        return result.value

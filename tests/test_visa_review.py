@@ -69,3 +69,14 @@ async def test_a_pending_reply_can_be_waited_for_again(meter: MemoryInstrument, 
         for _ in range(2):
             with pytest.raises(CommandTimeoutError):
                 await late.wait()
+
+
+async def test_what_was_sent_stays_so(meter: MemoryInstrument, autojump_clock: MockClock) -> None:
+    """`PendingReply.sent` is about its own command, also when the connection is at another one."""
+    async with session_of(meter) as session:
+        pending = session.submit("*IDN?")
+        await pending.wait()
+        meter.write_time = 1.0
+        following = session.submit("*IDN?")
+        await trio.sleep(0.5)
+        assert (pending.sent, following.sent) == ("yes", "unknown")

@@ -53,6 +53,7 @@ class Order:
     __slots__ = (
         "_alarm",
         "_is_sent",
+        "_sent",
         "_transport",
         "_waiter",
         "agent",
@@ -106,6 +107,7 @@ class Order:
         self.result: outcome.Outcome[Replies] | None = None
         self._transport: Transport | None = None
         self._is_sent = False
+        self._sent: Sent = "no"
         self._waiter: trio.lowlevel.Task | None = None
         self._alarm = Alarm(self.expire)
         self._alarm.set(self.deadline)
@@ -117,9 +119,9 @@ class Order:
 
     @property
     def sent(self) -> Sent:
-        """Whether any of it reached the instrument."""
-        if self._transport is None:
-            return "no"
+        """Whether any of it reached the instrument; once it has ended, as far as was known then."""
+        if self.result is not None or self._transport is None:
+            return self._sent
         return "yes" if self._is_sent or self._transport.completed else self._transport.sent
 
     @property
@@ -150,6 +152,7 @@ class Order:
         """Give the caller what it waits for. Only the first result counts."""
         if self.result is not None:
             return
+        self._sent = self.sent  # what the transport says from now on may be about another order
         self.result = result
         self._alarm.clear()
         if self._waiter is not None:

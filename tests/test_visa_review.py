@@ -1,14 +1,15 @@
 """What a close reading of the VISA room found: each of these was wrong once."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_daq.errors import CommandTimeoutError, SessionClosedError
+from trio_daq.errors import CommandCancelledError, CommandTimeoutError, Sent, SessionClosedError
 from trio_daq.sim import MemoryInstrument, SimulatedMeter
-from trio_daq.visa import VisaSessionConfig, VisaSessionManager
+from trio_daq.visa import Progress, Request, VisaSessionConfig, VisaSessionManager
 
 METER = "TCPIP::meter::5025::SOCKET"
 
@@ -22,6 +23,35 @@ async def meter(nursery: trio.Nursery) -> MemoryInstrument:
 
 def session_of(meter: MemoryInstrument, resource: str = METER, **settings: Any) -> VisaSessionManager:
     return VisaSessionManager(VisaSessionConfig(resource=resource, **settings), make_transport=meter.connect)
+
+
+class SlowLine:
+    """A connection to the instrument in memory that takes its time before it writes, and to close."""
+
+    def __init__(self, meter: MemoryInstrument, config: VisaSessionConfig, to_write: float, to_close: float) -> None:
+        self._line = meter.connect(config)
+        self._to_write, self._to_close = to_write, to_close
+        self.sent: Sent = "no"
+        self.open, self.drain, self.clear = self._line.open, self._line.drain, self._line.clear
+
+    @property
+    def completed(self) -> int:
+        return self._line.completed
+
+    async def exchange(
+        self, requests: Sequence[Request], deadline: float, progress: Progress | None = None
+    ) -> list[bytes]:
+        self.sent = "no"
+        await trio.sleep(self._to_write)
+        try:
+            return await self._line.exchange(requests, deadline, progress)
+        finally:
+            self.sent = self._line.sent
+
+    async def aclose(self, timeout: float, *, abort: bool = False) -> bool:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(self._to_close)
+        return await self._line.aclose(timeout, abort=abort)
 
 
 async def test_closing_ends_also_the_commands_that_wait_for_a_place(
@@ -80,3 +110,19 @@ async def test_what_was_sent_stays_so(meter: MemoryInstrument, autojump_clock: M
         following = session.submit("*IDN?")
         await trio.sleep(0.5)
         assert (pending.sent, following.sent) == ("yes", "unknown")
+
+
+async def test_taken_back_on_its_way_is_not_said_to_be_unsent(
+    meter: MemoryInstrument, autojump_clock: MockClock
+) -> None:
+    """A command that is cancelled in flight before its first byte may still be written, so it says "unknown"."""
+    config = VisaSessionConfig(resource=METER)
+    async with VisaSessionManager(config, make_transport=lambda config: SlowLine(meter, config, 0.2, 0)) as session:
+        pending = session.submit("*IDN?")
+        await trio.sleep(0.1)
+        pending.cancel()
+        with pytest.raises(CommandCancelledError) as caught:
+            await pending.wait()
+        assert caught.value.sent == pending.sent == "unknown"
+        await trio.sleep(1)
+        assert [text for _, text in meter.received] == ["*IDN?"]

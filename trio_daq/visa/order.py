@@ -175,10 +175,11 @@ class Order:
     def abandon(self) -> None:
         """End it, since its caller has left. What is in flight is finished by the worker, and its reply dropped."""
         if self.result is None:
-            in_flight = self._transport is not None
-            self.fail(
-                CommandCancelledError(resource=self.resource, command=self.text, owner=self.owner, sent=self.sent)
-            )
+            in_flight, sent = self._transport is not None, self.sent
+            if in_flight and sent == "no":
+                sent = "unknown"  # the worker goes on, and may be about to write it
+            self.fail(CommandCancelledError(resource=self.resource, command=self.text, owner=self.owner, sent=sent))
+            self._sent = sent
             if in_flight:
                 self.link.hurry()
 
@@ -220,7 +221,8 @@ class Order:
         else:
             await trio.lowlevel.checkpoint()
         result = self.result
-        assert result is not None
         if isinstance(result, outcome.Error):  # to unwrap is for once, and one may wait again
             raise result.error
-        return result.value
+        assert isinstance(result, outcome.Value)
+        replies: Replies = result.value
+        return replies

@@ -41,10 +41,10 @@ class CommandQueue:
         return self._count
 
     def __iter__(self) -> Iterator[Order]:
-        """Go through all orders, those of the highest priority first."""
-        for priority in PRIORITIES:
-            yield from tuple(self._places[priority])
-            yield from tuple(self._asking[priority])
+        """Go through the orders that are here now, those of the highest priority first, whichever leave meanwhile."""
+        # Listed at once: each that leaves gives its place to another one.
+        rows = (orders[priority] for priority in PRIORITIES for orders in (self._places, self._asking))
+        return iter([order for row in rows for order in row])
 
     def put(self, order: Order) -> None:
         """Give *order* a place, or let it wait for one."""

@@ -455,7 +455,8 @@ async def test_a_thousand_lives_leave_nothing_behind(first: Instrument, second: 
     before = await settled()
     for number in range(334):
         await live(number)
-    assert await settled() == before
+    now = await settled()
+    assert all(count <= was for count, was in zip(now, before, strict=True)), (before, now)  # fewer: a test before us
     root = trio.lowlevel.current_root_task()
     assert root is not None
     assert "_work" not in _names(root)

@@ -44,7 +44,6 @@ class Lane:
         self.duty = trio.Lock()
         self._ring, self._bell = trio.open_memory_channel[None](1)
         self._is_idle = False
-        self._next_demand: Order | None = None
         self._attempt = trio.CancelScope()
 
     def ring(self) -> None:
@@ -54,9 +53,8 @@ class Lane:
             self._ring.send_nowait(None)
 
     def busy_until(self) -> float:
-        """Return the deadline of what is in flight, or will be once there is room; minus infinity if nothing is."""
-        orders = (self._next_demand, *(link.in_flight for link in self.links))
-        return max((order.deadline for order in orders if order is not None), default=-math.inf)
+        """Return the deadline of what is in flight, minus infinity if nothing is."""
+        return max((link.in_flight.deadline for link in self.links if link.in_flight is not None), default=-math.inf)
 
     async def work(self, is_over: Callable[[], bool]) -> None:
         """Serve the lane until *is_over*, which `ring` makes it ask. For whoever is on duty."""
@@ -75,14 +73,11 @@ class Lane:
         for demand in tuple(self.demands):
             if demand.result is None and not self._has_room_for(demand.link):
                 continue
+            await self._make_room_for(demand.link)
+            await trio.lowlevel.checkpoint_if_cancelled()  # a worker that ends leaves it to the next one
             self.demands.remove(demand)
-            self._next_demand = demand
-            try:
-                await self._make_room_for(demand.link)
-                if demand.result is None:  # who has left must not find it opened later
-                    await self._serve(demand)
-            finally:
-                self._next_demand = None
+            if demand.result is None:  # who has left must not find it opened later
+                await self._serve(demand)
             return True
         for link in self.links:
             if link.state != "open" and self._next_try(link) == 0:

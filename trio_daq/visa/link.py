@@ -316,6 +316,10 @@ class VisaLink:
         except trio.Cancelled:
             self._soil("an exchange was given up")
             raise
+        except Exception as error:  # noqa: BLE001 - of the caller's own progress, and theirs to see
+            self._soil(f"{type(error).__name__} was raised in the middle of an exchange")
+            order.end(outcome.Error(error))
+            return []
         self.tally.note_done(order, begun)
         return replies
 

@@ -54,6 +54,7 @@ class Order:
     __slots__ = (
         "_alarm",
         "_is_sent",
+        "_sent",
         "_transport",
         "_waiter",
         "agent",
@@ -109,6 +110,7 @@ class Order:
         self.result: outcome.Outcome[Replies] | None = None
         self._transport: Transport | None = None
         self._is_sent = False
+        self._sent: Sent = "no"
         self._waiter: trio.lowlevel.Task | None = None
         self._alarm = Alarm(self.expire)
 
@@ -119,9 +121,9 @@ class Order:
 
     @property
     def sent(self) -> Sent:
-        """Whether any of it reached the instrument."""
-        if self._transport is None:
-            return "no"
+        """Whether any of it reached the instrument; once it has ended, as far as was known then."""
+        if self.result is not None or self._transport is None:
+            return self._sent
         return "yes" if self._is_sent or self._transport.completed else self._transport.sent
 
     @property
@@ -156,6 +158,7 @@ class Order:
         """Give the caller what it waits for. Only the first result counts."""
         if self.result is not None:
             return
+        self._sent = self.sent  # what the transport says from now on may be about another order
         self.result = result
         self._alarm.clear()
         if self._waiter is not None:
@@ -178,10 +181,11 @@ class Order:
     def abandon(self) -> None:
         """End it, since its caller has left. What is in flight is finished by the worker, and its reply dropped."""
         if self.result is None:
-            in_flight = self._transport is not None
-            self.fail(
-                CommandCancelledError(resource=self.resource, command=self.text, owner=self.owner, sent=self.sent)
-            )
+            in_flight, sent = self._transport is not None, self.sent
+            if in_flight and sent == "no":
+                sent = "unknown"  # the worker goes on, and may be about to write it
+            self.fail(CommandCancelledError(resource=self.resource, command=self.text, owner=self.owner, sent=sent))
+            self._sent = sent
             if in_flight:
                 self.link.hurry()
 
@@ -222,5 +226,9 @@ class Order:
             await trio.lowlevel.wait_task_rescheduled(leave)
         else:
             await trio.lowlevel.checkpoint()
-        assert self.result is not None
-        return self.result.unwrap()
+        result = self.result
+        if isinstance(result, outcome.Error):  # to unwrap is for once, and one may wait again
+            raise result.error
+        assert isinstance(result, outcome.Value)
+        replies: Replies = result.value
+        return replies

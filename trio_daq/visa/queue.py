@@ -41,10 +41,10 @@ class CommandQueue:
         return self._count
 
     def __iter__(self) -> Iterator[Order]:
-        """Go through all orders, those of the highest priority first."""
-        for priority in PRIORITIES:
-            yield from tuple(self._places[priority])
-            yield from tuple(self._asking[priority])
+        """Go through the orders that are here now, those of the highest priority first, whichever leave meanwhile."""
+        # Listed at once: each that leaves gives its place to another one.
+        rows = (orders[priority] for priority in PRIORITIES for orders in (self._places, self._asking))
+        return iter([order for row in rows for order in row])
 
     def put(self, order: Order) -> None:
         """Give *order* a place, or let it wait for one."""
@@ -95,4 +95,14 @@ class CommandQueue:
 
     def ahead_of(self, order: Order) -> int:
         """Return how many orders wait in front of it."""
-        return list(self).index(order)
+        count = 0
+        for priority in PRIORITIES:
+            for orders in (self._places[priority], self._asking[priority]):
+                if order not in orders:
+                    count += len(orders)
+                    continue
+                for each in orders:  # mostly it is the first: one that waits for long was there first
+                    if each is order:
+                        return count
+                    count += 1
+        raise ValueError("it is not here")

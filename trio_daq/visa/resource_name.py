@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
+
 _CLASSES = frozenset({"INSTR", "SOCKET", "RAW", "INTFC", "BACKPLANE", "MEMACC", "SERVANT"})
 """Resource classes of VPP-4.3 (section 4.3), which end a name; PyVISA takes them in capitals only."""
+
+_NUMBER = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]+")
+_DEFAULT_PORT = ",4880"
+"""Of HiSLIP (IVI-6.1, section 2.2)."""
+_USB_SERIAL_NUMBER = 2
+"""Its place behind the board: text, whatever it looks like, and of one case."""
 
 
 def canonical_resource(name: str) -> str:
@@ -21,6 +30,22 @@ def canonical_resource(name: str) -> str:
     front, _, last = name.rpartition("::")
     spelled = f"{front}::{last.upper()}" if front and last.upper() in _CLASSES else name
     try:
-        return rname.to_canonical_name(spelled)
+        board, *places, kind = rname.to_canonical_name(spelled).split("::")
     except rname.InvalidResourceName as error:
         raise ValueError(f"{name!r} is no VISA resource name: {error}") from None
+    if board.startswith("ASRL/"):  # links such as those in /dev/serial/by-id are the port that they lead to
+        board = f"ASRL{os.path.realpath(board.removeprefix('ASRL'))}"
+    else:
+        board = re.sub(r"(?<=[A-Z])0+(?=[0-9])", "", board)
+    if board.startswith("TCPIP"):
+        places = [place.lower().removesuffix(_DEFAULT_PORT) for place in places]
+    is_usb = board.startswith("USB")
+    places = [_plain(place, is_text=is_usb and at == _USB_SERIAL_NUMBER) for at, place in enumerate(places)]
+    return "::".join((board, *places, kind))
+
+
+def _plain(place: str, *, is_text: bool) -> str:
+    """Return one spelling for a number, and anything else as it is."""
+    if is_text or not _NUMBER.fullmatch(place):
+        return place
+    return str(int(place, 16 if place[:2] in ("0x", "0X") else 10))

@@ -144,8 +144,7 @@ class VisaSessionManager(CommandVerbs):
         name = owner_name(owner)
         seconds = self.config.timeout if timeout is None else checked_timeout(timeout)
         hold = self.config.max_hold if max_hold is None else checked_timeout(max_hold, "max_hold", zero=False)
-        lane, link = self._opened(name)
-        return Transaction(self, lane, link, self.config, name, seconds, hold)
+        return Transaction(self, self._opened, self.config, name, seconds, hold)
 
     def acquire(self, owner: str | None = None, timeout: float | None = None) -> Transaction:
         """Return a `transaction`, under the name that `acquire_all` knows."""
@@ -254,7 +253,7 @@ class VisaSessionManager(CommandVerbs):
 
         async def work(_: Order) -> Replies:
             if link.transport is None:
-                await link.connect()
+                await link.reconnect()
             return []
 
         self._is_open = True
@@ -289,12 +288,12 @@ class VisaSessionManager(CommandVerbs):
         lane, link = self._lane, self._link
         assert lane is not None
         assert link is not None
-        for demand in lane.demands:
-            if demand.patron is self:
-                demand.fail(link.closed_under(demand))
         deadline = trio.current_time() + timeout
         with trio.CancelScope(shield=True):
             await self._wait_for_mine(link, deadline)
+            for demand in lane.demands:
+                if demand.patron is self:  # a link that nobody uses must not be opened later
+                    demand.fail(link.closed_under(demand))
             is_last = leave(link)
             self._is_closing = True
             if is_last:
@@ -319,11 +318,6 @@ class VisaSessionManager(CommandVerbs):
         if link.in_flight is not None and link.in_flight.patron is self:
             link.in_flight.fail(link.closed_under(link.in_flight))
             link.give_up()
-
-    @property
-    def takes_orders(self) -> bool:
-        """Whether it has been opened and not been stopped."""
-        return self._is_open
 
     # --- what the verbs need -----------------------------------------------------------------------------------------
 

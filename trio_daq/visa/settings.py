@@ -30,6 +30,19 @@ def _text(_: Any, attribute: attrs.Attribute[Any], value: str) -> None:
         raise ValueError(f"{attribute.name} must be text of at least one character, such as '\\n', not {value!r}")
 
 
+def _bytes_in(encoding: str) -> Callable[[Any, attrs.Attribute[Any], str], None]:
+    """Return a validator of text that goes over the wire in *encoding*."""
+
+    def check(_: Any, attribute: attrs.Attribute[Any], value: str) -> None:
+        _text(_, attribute, value)
+        try:
+            value.encode(encoding)
+        except UnicodeEncodeError:
+            raise ValueError(f"{attribute.name} must be text in {encoding}, not {value!r}") from None
+
+    return check
+
+
 def _optional_seconds(_: Any, attribute: attrs.Attribute[Any], value: float | None) -> None:
     if value is not None:
         checked_timeout(value, attribute.name, zero=False)
@@ -95,8 +108,8 @@ class VisaSessionConfig:
         default="auto", validator=attrs.validators.in_(("auto", "native", "pyvisa"))
     )
     dialect: Dialect = attrs.field(default="scpi", validator=_dialect)
-    write_termination: str = attrs.field(default="\n", validator=_text)
-    read_termination: str = attrs.field(default="\n", validator=_text)
+    write_termination: str = attrs.field(default="\n", validator=_bytes_in("ASCII"))
+    read_termination: str = attrs.field(default="\n", validator=_bytes_in("Latin-1"))
     queue_size: int = attrs.field(default=100, validator=positive_int)
     queue_warning: int = attrs.field(default=10, validator=positive_int)
     bus: str | None = attrs.field(default=None, validator=attrs.validators.optional(_text))
@@ -106,7 +119,7 @@ class VisaSessionConfig:
     check_errors: CheckErrors = attrs.field(
         default="never", validator=attrs.validators.in_(("never", "after_write", "after_batch", "on_timeout"))
     )
-    error_query: str = attrs.field(default="SYST:ERR?", validator=_text)
+    error_query: str = attrs.field(default="SYST:ERR?", validator=_bytes_in("ASCII"))
     resync_timeout: float = attrs.field(default=2.0, validator=positive_seconds)
     quiet_time: float | None = attrs.field(default=None, validator=_optional_seconds)
     sync_query: SyncQuery | None = attrs.field(

@@ -8,9 +8,9 @@ Invariants: from being begun until being ended it is the link's `exclusive`; it 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 import trio
 
@@ -25,13 +25,6 @@ from trio_daq.visa.transport import Progress, Request
 from trio_daq.visa.verbs import CommandVerbs
 
 
-class _Patron(Protocol):
-    """The session, as far as its transactions know it."""
-
-    @property
-    def takes_orders(self) -> bool: ...
-
-
 class Transaction(CommandVerbs):
     """An ``async with`` block that has an instrument to itself; made by `VisaSessionManager.transaction`.
 
@@ -40,8 +33,7 @@ class Transaction(CommandVerbs):
 
     Args:
         patron: The session.
-        lane: Whose worker carries it out.
-        link: Where to.
+        opened: Returns the lane and the link of the session for this owner; raises SessionClosedError if it is closed.
         config: Settings of the session.
         owner: Who has it.
         timeout: Seconds to wait for it.
@@ -50,9 +42,8 @@ class Transaction(CommandVerbs):
 
     def __init__(
         self,
-        patron: _Patron,
-        lane: Lane,
-        link: VisaLink,
+        patron: object,
+        opened: Callable[[str], tuple[Lane, VisaLink]],
         config: VisaSessionConfig,
         owner: str,
         timeout: float,
@@ -61,8 +52,8 @@ class Transaction(CommandVerbs):
         self.config = config
         self.owner = owner
         self._patron = patron
-        self._lane = lane
-        self._link = link
+        self._opened = opened
+        self._lane, self._link = opened(owner)
         self._timeout = timeout
         self._max_hold = max_hold
         self._queue = CommandQueue(config.queue_size)
@@ -71,7 +62,7 @@ class Transaction(CommandVerbs):
 
     async def __aenter__(self) -> Self:
         await trio.lowlevel.checkpoint_if_cancelled()
-        link = self._link
+        _, link = self._opened(self.owner)
         turn = Order(link, (), ("a transaction",), self.owner, self._timeout, work=self._begin, patron=self._patron)
         link.queue.put(turn)
         self._lane.ring()
@@ -123,8 +114,7 @@ class Transaction(CommandVerbs):
     def _put(self, order: Order, *, wait: bool) -> None:
         if self._claim is None or not self._claim.alive:
             raise self._refusal(order)
-        if not self._patron.takes_orders:
-            raise self._link.closed_under(order)
+        self._opened(order.owner)
         if wait:
             self._queue.put(order)
         else:

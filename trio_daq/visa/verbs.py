@@ -164,20 +164,13 @@ class CommandVerbs(ABC):
         """
         text, name = _text(command), self._owner(owner)
         reply: str | bytes
-        try:
-            if datatype == "ascii":
-                reply = await self.query(text, timeout, name, priority)
-                return parse_values(reply)
+        if datatype == "ascii":
+            reply = await self.query(text, timeout, name, priority)
+        else:
             unpack_values(b"", datatype, big_endian)  # to refuse a wrong letter before anything is sent
             reply = await self.query_block(text, timeout, name, priority)
-        except ReplyError:
-            raise
-        except ValueError as error:
-            if datatype != "ascii":
-                raise
-            raise self._reply_error(text, name, reply, f"numbers: {error}") from None
         try:
-            return unpack_values(reply, datatype, big_endian)
+            return parse_values(reply) if isinstance(reply, str) else unpack_values(reply, datatype, big_endian)
         except ValueError as error:
             raise self._reply_error(text, name, reply, f"numbers: {error}") from None
 

@@ -1,0 +1,128 @@
+"""What a close reading of the VISA room found: each of these was wrong once."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_daq.errors import CommandCancelledError, CommandTimeoutError, Sent, SessionClosedError
+from trio_daq.sim import MemoryInstrument, SimulatedMeter
+from trio_daq.visa import Progress, Request, VisaSessionConfig, VisaSessionManager
+
+METER = "TCPIP::meter::5025::SOCKET"
+
+
+@pytest.fixture
+async def meter(nursery: trio.Nursery) -> MemoryInstrument:
+    meter = MemoryInstrument(SimulatedMeter())
+    nursery.start_soon(meter.serve)
+    return meter
+
+
+def session_of(meter: MemoryInstrument, resource: str = METER, **settings: Any) -> VisaSessionManager:
+    return VisaSessionManager(VisaSessionConfig(resource=resource, **settings), make_transport=meter.connect)
+
+
+class SlowLine:
+    """A connection to the instrument in memory that takes its time before it writes, and to close."""
+
+    def __init__(self, meter: MemoryInstrument, config: VisaSessionConfig, to_write: float, to_close: float) -> None:
+        self._line = meter.connect(config)
+        self._to_write, self._to_close = to_write, to_close
+        self.sent: Sent = "no"
+        self.open, self.drain, self.clear = self._line.open, self._line.drain, self._line.clear
+
+    @property
+    def completed(self) -> int:
+        return self._line.completed
+
+    async def exchange(
+        self, requests: Sequence[Request], deadline: float, progress: Progress | None = None
+    ) -> list[bytes]:
+        self.sent = "no"
+        await trio.sleep(self._to_write)
+        try:
+            return await self._line.exchange(requests, deadline, progress)
+        finally:
+            self.sent = self._line.sent
+
+    async def aclose(self, timeout: float, *, abort: bool = False) -> bool:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(self._to_close)
+        return await self._line.aclose(timeout, abort=abort)
+
+
+async def test_closing_ends_also_the_commands_that_wait_for_a_place(
+    meter: MemoryInstrument, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """Stopping a session ends every command that waits at once, also those that have no place in the queue yet."""
+    refused = []
+
+    async def ask(number: int) -> None:
+        try:
+            await session.query(f"MEAS:VOLT? {number}")
+        except SessionClosedError:
+            refused.append(trio.current_time())
+
+    async with session_of(meter, queue_size=2) as session:
+        meter.slow_by = 1.0
+        for number in range(7):
+            nursery.start_soon(ask, number)
+        await trio.sleep(0.1)
+        stopped_at = trio.current_time()
+        session.stop()
+        await wait_all_tasks_blocked()
+        assert refused == 6 * [stopped_at]
+
+
+@pytest.mark.parametrize("command", ["", "VOLT\n1", "VOLT µ"])
+async def test_query_values_refuses_what_query_refuses(
+    meter: MemoryInstrument, command: str, autojump_clock: MockClock
+) -> None:
+    """A text that is no command is a ValueError in `query_values`, too."""
+    async with session_of(meter) as session:
+        with pytest.raises(ValueError, match="character"):
+            await session.query_values(command)
+        with pytest.raises(ValueError, match="timeout"):
+            await session.query_values("READ?", timeout=-1)
+
+
+async def test_a_pending_reply_can_be_waited_for_again(meter: MemoryInstrument, autojump_clock: MockClock) -> None:
+    """Whoever waits for a pending reply once more gets the same reply, or the same error."""
+    async with session_of(meter) as session:
+        pending = session.submit("*IDN?")
+        assert await pending.wait() == await pending.wait() != ""
+        meter.is_silent = True
+        late = session.submit("*IDN?")
+        for _ in range(2):
+            with pytest.raises(CommandTimeoutError):
+                await late.wait()
+
+
+async def test_what_was_sent_stays_so(meter: MemoryInstrument, autojump_clock: MockClock) -> None:
+    """`PendingReply.sent` is about its own command, also when the connection is at another one."""
+    async with session_of(meter) as session:
+        pending = session.submit("*IDN?")
+        await pending.wait()
+        meter.write_time = 1.0
+        following = session.submit("*IDN?")
+        await trio.sleep(0.5)
+        assert (pending.sent, following.sent) == ("yes", "unknown")
+
+
+async def test_taken_back_on_its_way_is_not_said_to_be_unsent(
+    meter: MemoryInstrument, autojump_clock: MockClock
+) -> None:
+    """A command that is cancelled in flight before its first byte may still be written, so it says "unknown"."""
+    config = VisaSessionConfig(resource=METER)
+    async with VisaSessionManager(config, make_transport=lambda config: SlowLine(meter, config, 0.2, 0)) as session:
+        pending = session.submit("*IDN?")
+        await trio.sleep(0.1)
+        pending.cancel()
+        with pytest.raises(CommandCancelledError) as caught:
+            await pending.wait()
+        assert caught.value.sent == pending.sent == "unknown"
+        await trio.sleep(1)
+        assert [text for _, text in meter.received] == ["*IDN?"]

@@ -631,7 +631,7 @@ class VisaMachine(RuleBasedStateMachine):
         assert (statistics.waiting, statistics.in_flight, statistics.transaction) == ((), None, None)
 
 
-VisaMachine.TestCase.settings = settings(max_examples=100 * MORE, stateful_step_count=40, deadline=None)
+VisaMachine.TestCase.settings = settings(max_examples=70 * MORE, stateful_step_count=40, deadline=None)
 TestVisaMachine = VisaMachine.TestCase
 
 
@@ -696,6 +696,14 @@ SCENES = [
 ]
 
 
+class CancelAtAnyStep(CancelAtStep):
+    """It counts the steps of all tasks: while the caller waits, the worker and the instrument go on."""
+
+    def _look(self, _: trio.lowlevel.Task, when: str) -> None:
+        assert self._task is not None
+        super()._look(self._task, when)
+
+
 async def play(scene: Any, kind: str, at: int, when: Any, write_time: float) -> tuple[bool, list[str], list[str]]:
     """Play *scene*, cancelled at a step; return whether it has so many, and what came up to then and after it."""
     _waiting.clear()
@@ -705,7 +713,7 @@ async def play(scene: Any, kind: str, at: int, when: Any, write_time: float) -> 
         async with VisaSessionManager(config_for(kind), make_transport=instrument.connect) as session:
             instrument.write_time = write_time
             async with trio.open_nursery() as others:
-                with trio.CancelScope() as scope, CancelAtStep(scope, at, when) as cancelling:
+                with trio.CancelScope() as scope, CancelAtAnyStep(scope, at, when) as cancelling:
                     await scene(session, others)
                 came = [text for _, text in instrument.received]
                 assert await session.query("Q? 99 0", 5, "next") == "re 99"
@@ -721,10 +729,10 @@ async def play(scene: Any, kind: str, at: int, when: Any, write_time: float) -> 
     return cancelling.reached, came, later
 
 
-@pytest.mark.parametrize("kind", sorted(RESOURCES))
+@pytest.mark.parametrize("kind", ["reopening", "clearing"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_cancelled_at_every_step_the_session_is_right(kind: str, when: Any) -> None:
-    """Cancelled at each step of all that one can do, nothing is left held, nothing comes later, the next is served."""
+    """Cancelled at each step of any task: nothing is left held, nothing comes later, the next is served."""
     steps = Counter[str]()
     for scene in SCENES:
         for write_time in (0.0, 0.03):
@@ -742,6 +750,6 @@ def test_cancelled_at_every_step_the_session_is_right(kind: str, when: Any) -> N
                 if write_time == 0 and scene in (wait_behind_another, be_in_flight, wait_for_a_place):
                     mine = {"Q? 2 0.1", "Q? 9 0.05", "W 2", "Q? 3 0.1"}
                     assert not mine & set(later), (scene, at)
-                assert at < 200
+                assert at < 400
     assert set(steps) == {scene.__name__ for scene in SCENES}
-    assert 40 <= steps.total() <= 400, steps
+    assert 300 <= steps.total() <= 1000, steps

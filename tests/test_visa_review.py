@@ -7,7 +7,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_daq.errors import CommandCancelledError, CommandTimeoutError, Sent, SessionClosedError
+from trio_daq.errors import CommandCancelledError, CommandTimeoutError, QueueFullError, Sent, SessionClosedError
 from trio_daq.sim import MemoryInstrument, SimulatedMeter
 from trio_daq.visa import Progress, Request, VisaSessionConfig, VisaSessionManager
 
@@ -126,3 +126,18 @@ async def test_taken_back_on_its_way_is_not_said_to_be_unsent(
         assert caught.value.sent == pending.sent == "unknown"
         await trio.sleep(1)
         assert [text for _, text in meter.received] == ["*IDN?"]
+
+
+async def test_a_refused_command_is_not_counted_as_timed_out(
+    meter: MemoryInstrument, autojump_clock: MockClock
+) -> None:
+    """A command that was refused, since the queue was full, has no deadline that could be missed later."""
+    async with session_of(meter, queue_size=1) as session:
+        meter.slow_by = 0.2
+        session.submit("*IDN?")
+        await trio.sleep(0.1)
+        session.submit("*IDN?")
+        with pytest.raises(QueueFullError):
+            session.submit("*IDN?")
+        await trio.sleep(5)
+        assert (session.statistics().timed_out, session.statistics().never_sent) == (0, 0)

@@ -4,7 +4,7 @@ The caller waits for it and may leave at any moment; the worker carries it out o
 rules, and talks to nobody.
 
 Invariants: it ends exactly once, in replies or in an error; while `queue` is set nothing of it was sent, and if it
-ends then, nothing ever will be; its alarm is set as long as it has not ended.
+ends then, nothing ever will be; its alarm is set from being put somewhere until it has ended.
 """
 
 from __future__ import annotations
@@ -110,7 +110,6 @@ class Order:
         self._sent: Sent = "no"
         self._waiter: trio.lowlevel.Task | None = None
         self._alarm = Alarm(self.expire)
-        self._alarm.set(self.deadline)
 
     @property
     def resource(self) -> str:
@@ -133,6 +132,10 @@ class Order:
     def lease_holder(self) -> Claim | None:
         """Return the claim of the transaction that it has to wait for, if there is one."""
         return None if self.queue is None else self.queue.closed_by()
+
+    def watch(self) -> None:
+        """Let its deadline end it. For whoever puts it where the worker finds it; one that is refused has no end."""
+        self._alarm.set(self.deadline)
 
     def begin(self, transport: Transport) -> None:
         """Note that it is given to *transport* now."""

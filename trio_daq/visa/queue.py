@@ -50,6 +50,7 @@ class CommandQueue:
         """Give *order* a place, or let it wait for one."""
         places = self._places[order.priority]
         order.queue = self
+        order.watch()
         self._count += 1
         if len(places) < self._size:
             order.phase = "queued"

@@ -264,6 +264,7 @@ class VisaSessionManager(CommandVerbs):
         lane, link = self._opened(owner_name(None))
         order = Order(link, (), (what,), owner_name(None), timeout, work=work, patron=self)
         order.phase = "resync"
+        order.watch()
         lane.demands.append(order)
         lane.ring()
         await order.wait(abandon=True)

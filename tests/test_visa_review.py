@@ -141,3 +141,24 @@ async def test_a_refused_command_is_not_counted_as_timed_out(
             session.submit("*IDN?")
         await trio.sleep(5)
         assert (session.statistics().timed_out, session.statistics().never_sent) == (0, 0)
+
+
+async def test_what_is_given_up_when_it_is_done_costs_nobody_else(
+    meter: MemoryInstrument, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """Giving up what the worker does for one session ends no command of another one, also if it was just done."""
+    other_meter = MemoryInstrument(SimulatedMeter())
+    nursery.start_soon(other_meter.serve)
+    config = VisaSessionConfig(resource=METER, bus="bench")
+    slow = VisaSessionManager(config, make_transport=lambda config: SlowLine(meter, config, 0, 0.2))
+    async with session_of(other_meter, "TCPIP::other::5025::SOCKET", bus="bench") as other:
+        async with trio.open_nursery() as served:
+            await served.start(slow.serve)
+            meter.slow_by = 0.1
+            slow.submit("*IDN?")
+            await trio.sleep(0.05)
+            meter.hang_up()  # the worker finds it, and is at closing that connection for 0.2 s
+            await trio.sleep(0.05)
+            following = other.submit("*IDN?")
+            served.cancel_scope.cancel()
+        assert await following.wait() != ""

@@ -6,8 +6,15 @@ from typing import Any
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
+from visa_instrument import Instrument
 
-from trio_daq.errors import CommandCancelledError, CommandTimeoutError, QueueFullError, Sent, SessionClosedError
+from trio_daq.errors import (
+    CommandCancelledError,
+    CommandTimeoutError,
+    QueueFullError,
+    Sent,
+    SessionClosedError,
+)
 from trio_daq.sim import MemoryInstrument, SimulatedMeter
 from trio_daq.visa import Progress, Request, VisaSessionConfig, VisaSessionManager
 
@@ -162,3 +169,22 @@ async def test_what_is_given_up_when_it_is_done_costs_nobody_else(
             following = other.submit("*IDN?")
             served.cancel_scope.cancel()
         assert await following.wait() != ""
+
+
+async def test_a_callback_that_raises_harms_only_its_own_caller(nursery: trio.Nursery) -> None:
+    """What ``progress`` raises comes out of its own call; the session and its neighbour go on, no reply is taken
+    for another one.
+    """
+    instrument = Instrument()
+    instrument.answers["CURV?"] = "#15abcde"
+    await nursery.start(instrument.serve)
+
+    def progress(done: int, size: int | None) -> None:
+        raise KeyError("mine")
+
+    config = VisaSessionConfig(resource=instrument.resource)
+    async with VisaSessionManager(config) as one, VisaSessionManager(config) as other:
+        with pytest.raises(KeyError, match="mine"):
+            await other.query_block("CURV?", progress=progress)
+        assert [await each.query("ECHO? fresh") for each in (one, other)] == ["fresh", "fresh"]
+        assert one.statistics().resyncs == 1

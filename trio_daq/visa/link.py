@@ -166,6 +166,10 @@ class VisaLink:
             order.end(outcome.Value(await order.work(order)))
         except DaqError as error:
             order.fail(error)
+        except Exception as error:
+            if order.result is not None:
+                raise
+            order.end(outcome.Error(error))  # a bug, or the caller's own: theirs to know, and nobody else's end
         finally:
             if order.result is None:
                 order.fail(self.closed_under(order))
@@ -307,7 +311,7 @@ class VisaLink:
         except TransportError as error:
             self._soil(str(error))
             raise LineLostError(resource=self.resource, owner=owner, reason=str(error), sent=order.sent) from error
-        except trio.Cancelled:
+        except BaseException:  # cancelled, or what a callback of the user raised
             self._soil("an exchange was given up")
             raise
         self.tally.note_done(order, begun)

@@ -188,3 +188,28 @@ async def test_a_callback_that_raises_harms_only_its_own_caller(nursery: trio.Nu
             await other.query_block("CURV?", progress=progress)
         assert [await each.query("ECHO? fresh") for each in (one, other)] == ["fresh", "fresh"]
         assert one.statistics().resyncs == 1
+
+
+async def test_nothing_is_reconnected_for_a_closed_session(
+    meter: MemoryInstrument, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """Reconnecting that waits for its turn ends with its session; no connection is opened that nobody would close."""
+    other_meter = MemoryInstrument(SimulatedMeter())
+    nursery.start_soon(other_meter.serve)
+    refused = trio.Event()
+
+    async def reconnect() -> None:
+        with pytest.raises(SessionClosedError):
+            await session.reconnect(5.0)
+        refused.set()
+
+    async with session_of(other_meter, "TCPIP::other::5025::SOCKET", bus="bench") as other:
+        async with session_of(meter, bus="bench") as session:
+            other_meter.slow_by = 1.0
+            other.submit("*IDN?")
+            await trio.sleep(0.1)
+            nursery.start_soon(reconnect)
+            await trio.sleep(0.1)
+        await trio.sleep(2)
+        assert refused.is_set()
+        assert meter._connections == []

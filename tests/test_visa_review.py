@@ -11,12 +11,14 @@ from visa_instrument import Instrument
 from trio_daq.errors import (
     CommandCancelledError,
     CommandTimeoutError,
+    LeaseRevokedError,
     QueueFullError,
     Sent,
     SessionClosedError,
 )
 from trio_daq.sim import MemoryInstrument, SimulatedMeter
 from trio_daq.visa import Progress, Request, VisaSessionConfig, VisaSessionManager
+from trio_daq.wire import Exchange
 
 METER = "TCPIP::meter::5025::SOCKET"
 
@@ -213,3 +215,27 @@ async def test_nothing_is_reconnected_for_a_closed_session(
         await trio.sleep(2)
         assert refused.is_set()
         assert meter._connections == []
+
+
+async def test_taking_back_a_transaction_leaves_reconnecting_alone(nursery: trio.Nursery) -> None:
+    """A transaction that is held for too long ends its own command in flight, not somebody's reconnecting."""
+    instrument = Instrument()
+    await nursery.start(instrument.serve)
+    done = trio.Event()
+
+    async def reconnect() -> None:
+        await session.reconnect(3.0)
+        done.set()
+
+    async def hold() -> None:
+        async with session.transaction("slow", max_hold=0.15):
+            nursery.start_soon(reconnect)
+            await trio.sleep(3)
+
+    config = VisaSessionConfig(resource=instrument.resource, identify=Exchange(query="*IDN?", expect="ACME.*"))
+    async with VisaSessionManager(config) as session:
+        instrument.delay = 0.3
+        with pytest.raises(LeaseRevokedError):
+            await hold()
+        with trio.fail_after(3):
+            await done.wait()

@@ -12,6 +12,8 @@ from trio_daq.errors import (
     CommandCancelledError,
     CommandTimeoutError,
     LeaseRevokedError,
+    LineLostError,
+    LineOpenError,
     QueueFullError,
     Sent,
     SessionClosedError,
@@ -239,3 +241,36 @@ async def test_taking_back_a_transaction_leaves_reconnecting_alone(nursery: trio
             await hold()
         with trio.fail_after(3):
             await done.wait()
+
+
+async def test_a_transaction_takes_no_command_once_its_session_is_closed(
+    meter: MemoryInstrument, autojump_clock: MockClock
+) -> None:
+    """With its session a transaction is over too, also if another session keeps the connection open."""
+    async with session_of(meter) as session, session_of(meter) as other:
+        late = session.transaction("late")
+        async with session.transaction("one") as transaction:
+            await session.close()
+            with pytest.raises(SessionClosedError):
+                await transaction.query("*IDN?")
+        with pytest.raises(SessionClosedError):
+            await late.__aenter__()
+        assert meter.received == []
+        assert await other.query("*IDN?") != ""
+
+
+async def test_a_session_that_opens_in_vain_leaves_the_other_one_reconnecting(
+    meter: MemoryInstrument, autojump_clock: MockClock
+) -> None:
+    """A second session of a lost resource that cannot be opened does not end the tries to open it again."""
+    async with session_of(meter, timeout=1.0) as session:
+        meter.is_refusing = True
+        meter.hang_up()
+        with pytest.raises(LineLostError):
+            await session.query("*IDN?")
+        with pytest.raises(LineOpenError):
+            await session_of(meter, timeout=1.0).__aenter__()
+        assert session.state == "lost"
+        meter.is_refusing = False
+        await trio.sleep(5)
+        assert session.state == "open"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import trio
 
@@ -23,6 +23,9 @@ from trio_daq.visa.queue import CommandQueue
 from trio_daq.visa.settings import VisaSessionConfig
 from trio_daq.visa.transport import Progress, Request
 from trio_daq.visa.verbs import CommandVerbs
+
+if TYPE_CHECKING:
+    from trio_daq.visa.session import VisaSessionManager
 
 
 class Transaction(CommandVerbs):
@@ -43,7 +46,7 @@ class Transaction(CommandVerbs):
 
     def __init__(
         self,
-        patron: object,
+        patron: VisaSessionManager,
         lane: Lane,
         link: VisaLink,
         config: VisaSessionConfig,
@@ -64,6 +67,7 @@ class Transaction(CommandVerbs):
 
     async def __aenter__(self) -> Self:
         await trio.lowlevel.checkpoint_if_cancelled()
+        self._patron._opened(self.owner)  # it may have been closed since this was made
         link = self._link
         turn = Order(link, (), ("a transaction",), self.owner, self._timeout, work=self._begin, patron=self._patron)
         link.queue.put(turn)
@@ -118,6 +122,7 @@ class Transaction(CommandVerbs):
     def _put(self, order: Order, *, wait: bool) -> None:
         if self._claim is None or not self._claim.alive:
             raise self._refusal(order)
+        self._patron._opened(order.owner)
         if wait:
             self._queue.put(order)
         else:

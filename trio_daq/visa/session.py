@@ -253,7 +253,7 @@ class VisaSessionManager(CommandVerbs):
 
         async def work(_: Order) -> Replies:
             if link.transport is None:
-                await link.connect()
+                await link.reconnect()
             return []
 
         self._is_open = True

@@ -62,7 +62,8 @@ class Lane:
             # One scope for many turns, as one for each would cost as much as the rest of a turn.
             with trio.CancelScope() as attempt:
                 self._attempt = attempt
-                while not is_over():
+                # What was given up may have been done already: then it must not be the next turn that is cancelled.
+                while not (is_over() or attempt.cancel_called):
                     if not await self._take_a_turn():
                         await self._wait()
                     if attempt.deadline < math.inf:  # somebody left during that turn, which is over now

@@ -168,6 +168,10 @@ class VisaLink:
             order.end(outcome.Value(await order.work(order)))
         except DaqError as error:
             order.fail(error)
+        except Exception as error:
+            if order.result is not None:
+                _log.exception("%s: after %s had left: %r failed", self.resource, order.owner, order.text)
+            order.end(outcome.Error(error))  # a bug, or the caller's own: theirs to know, and nobody else's end
         finally:
             if order.result is None:  # its own session would have ended it before
                 reason = "the session that worked for both was closed"
@@ -313,13 +317,9 @@ class VisaLink:
         except TransportError as error:
             self._soil(str(error))
             raise LineLostError(resource=self.resource, owner=owner, reason=str(error), sent=order.sent) from error
-        except trio.Cancelled:
+        except BaseException:  # cancelled, or what a callback of the user raised
             self._soil("an exchange was given up")
             raise
-        except Exception as error:  # noqa: BLE001 - of the caller's own progress, and theirs to see
-            self._soil(f"{type(error).__name__} was raised in the middle of an exchange")
-            order.end(outcome.Error(error))
-            return []
         self.tally.note_done(order, begun)
         return replies
 

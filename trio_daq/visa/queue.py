@@ -50,8 +50,8 @@ class CommandQueue:
         """Give *order* a place, or let it wait for one."""
         places = self._places[order.priority]
         order.queue = self
-        self._count += 1
         order.watch_deadline()
+        self._count += 1
         if len(places) < self._size:
             order.phase = "queued"
             places[order] = None

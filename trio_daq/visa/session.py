@@ -204,10 +204,9 @@ class VisaSessionManager(CommandVerbs):
         self._is_open = False
         self._stopping.set()
         if self._lane is not None and self._link is not None:
-            for orders in (self._lane.demands, self._link.queue, self._link.exclusive or ()):
-                for order in orders:
-                    if order.patron is self:
-                        order.fail(self._link.closed_under(order))
+            for order in (*self._lane.demands, *self._link.queue, *(self._link.exclusive or ())):
+                if order.patron is self:
+                    order.fail(self._link.closed_under(order))
 
     async def close(self, timeout: float = 2.0) -> None:
         """Stop, and wait until the connection is closed. After *timeout* seconds the command in flight is given up.

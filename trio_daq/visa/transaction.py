@@ -100,7 +100,9 @@ class Transaction(CommandVerbs):
         if link.exclusive is self._queue:
             link.exclusive = None
             in_flight = link.in_flight
-            if in_flight is not None and self._claim is not None and self._claim.revoked is not None:
+            # Its own has its epoch; to reconnect, which anybody may meanwhile, has none.
+            is_mine = in_flight is not None and in_flight.epoch == self._epoch
+            if in_flight is not None and is_mine and self._claim is not None and self._claim.revoked is not None:
                 in_flight.fail(self._refusal(in_flight))
                 link.hurry()
         self._lane.ring()

@@ -168,7 +168,7 @@ class VisaLink:
             order.end(outcome.Value(await order.work(order)))
         except DaqError as error:
             order.fail(error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever a bug or a callback of the caller raised
             if order.result is not None:
                 _log.exception("%s: after %s had left: %r failed", self.resource, order.owner, order.text)
             order.end(outcome.Error(error))  # a bug, or the caller's own: theirs to know, and nobody else's end

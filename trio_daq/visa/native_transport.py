@@ -204,7 +204,10 @@ class NativeTransport:
             if taken:
                 self.sent = "unknown"
                 rest = rest[taken:]
-            await self._wait(trio.lowlevel.wait_writable, "the instrument did not take the command in time")
+            late = "the instrument did not take the command in time"
+            await self._wait(trio.lowlevel.wait_writable, late)
+            if self._expired:  # its caller has been told by now, perhaps that nothing was sent
+                raise TransportTimeoutError(late)
         self.sent = "yes"
 
     async def _read_message(self) -> bytes:

@@ -17,6 +17,6 @@ def make_transport(config: VisaSessionConfig) -> Transport:
         from trio_daq.visa.native_transport import NativeTransport
 
         return NativeTransport(config)
-    from trio_daq.visa.pyvisa_transport import PyvisaTransport  # late: a lab may do without PyVISA
+    from trio_daq.visa.pyvisa_transport import PyvisaTransport  # late: most of it is not needed for the native one
 
     return PyvisaTransport(config)

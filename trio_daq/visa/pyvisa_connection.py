@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from trio_daq.visa.pyvisa_inside import Inside, close_left_open, forget, look_inside
 from trio_daq.visa.resource_managers import SharedManager, shared_manager
 from trio_daq.visa.settings import VisaSessionConfig
-from trio_daq.visa.tcp_link import Inside, close_left_open, forget, look_inside
 from trio_daq.visa.transport import BlockError, TransportError, TransportTimeoutError
 from trio_daq.wire import BlockFormatError, BlockReader
 

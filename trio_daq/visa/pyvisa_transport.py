@@ -160,8 +160,11 @@ class PyvisaTransport:
             if request.data:
                 self.sent = "no"
                 self._refuse_unasked(connection)
-                job.check()
+                # Before the last look at the clock: whoever is told meanwhile must not be told that nothing is sent.
                 self.sent = "unknown"
+                if not job.is_wanted():
+                    self.sent = "no"
+                    raise TransportTimeoutError("no time was left for the rest of it")
                 connection.write(request.data, deadline)
                 self.sent = "yes"
             if request.reply == "message":
@@ -198,10 +201,9 @@ class _Job:
     told: outcome.Outcome[object] = attrs.field(factory=lambda: outcome.Value(None))
     _token: trio.lowlevel.TrioToken = attrs.field(factory=trio.lowlevel.current_trio_token)
 
-    def check(self) -> None:
-        """Refuse to go on if nobody waits any more."""
-        if not self.wanted or time.monotonic() >= self.deadline:
-            raise TransportTimeoutError("no time was left for the rest of it")
+    def is_wanted(self) -> bool:
+        """Return whether somebody waits for it, and there is time."""
+        return self.wanted and time.monotonic() < self.deadline
 
     def tell(self, done: int, size: int | None) -> None:
         """Tell the progress in the Trio thread."""

@@ -15,7 +15,7 @@ from trio_daq.visa.opening import MakeTransport
 from trio_daq.visa.resource_name import canonical_resource
 from trio_daq.visa.settings import VisaSessionConfig
 
-_PRIVATE = frozenset({"resource", "timeout", "queue_warning", "max_hold", "trace"})
+_PRIVATE = frozenset({"resource", "timeout", "queue_warning", "max_hold"})
 """Settings in which two sessions of one resource may differ."""
 
 

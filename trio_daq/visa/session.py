@@ -179,6 +179,7 @@ class VisaSessionManager(CommandVerbs):
         Raises:
             LineOpenError: If the connection cannot be opened; nothing is left behind.
             LineUnusableError: If it cannot be made trustworthy; nothing is left behind.
+            CommandTimeoutError: If its bus was busy for too long; nothing is left behind.
             SessionClosedError: If it was served before: a session has one life.
             ValueError: If the resource is in use with other settings.
         """
@@ -198,7 +199,7 @@ class VisaSessionManager(CommandVerbs):
     def stop(self) -> None:
         """Take no more commands, fail those that wait with `SessionClosedError`, and let `serve` end.
 
-        The command in flight is finished first, within its own deadline.
+        The command in flight is finished first, within its own deadline and the session's timeout.
         """
         self._is_stopping = True
         self._is_open = False

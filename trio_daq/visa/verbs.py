@@ -33,7 +33,9 @@ class CommandVerbs(ABC):
     All of them raise the same errors: TypeError or ValueError for a wrong argument, and `CommandTimeoutError` if it did
     not end in time, `LineLostError` if the connection failed while it was in flight, `LineUnusableError` if the
     connection could not be made trustworthy, `SessionClosedError`, `DeadlockError` if it would have to wait for its own
-    task, `InstrumentError` if ``check_errors`` found any. Each says by ``sent`` whether the instrument may act on it.
+    task, `InstrumentError` if ``check_errors`` found any. In a transaction also `TransactionBrokenError` if the
+    connection was opened anew, `LeaseRevokedError` if it was taken back, and `GuardReleasedError` after its end. Each
+    says by ``sent`` whether the instrument may act on it.
 
     Cancelled before it was sent, a command never will be; cancelled later, it is finished and its reply dropped.
     """
@@ -272,7 +274,9 @@ class CommandVerbs(ABC):
         """
         name = self._owner(owner)
         began = trio.current_time()
-        await self.write("*OPC", min(self.config.timeout, checked_timeout(timeout)), name, priority)
+        # The register is read first, so that what an earlier wait left in it does not end this one.
+        first = min(self.config.timeout, checked_timeout(timeout))
+        await self._run(["*ESR?", "*OPC"], ["message", "nothing"], first, name, priority)
 
         def is_complete(reply: str) -> bool:
             try:

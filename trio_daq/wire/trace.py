@@ -18,6 +18,9 @@ _LAST_EXCHANGES = 200
 _MESSAGES = 2 * _LAST_EXCHANGES
 """A command and its reply are two messages."""
 
+_KEPT = 4096
+"""Bytes of one message that are kept, or 400 blocks would fill the memory."""
+
 Direction = Literal["write", "read", "drop"]
 """``drop``: bytes that came and were given to nobody."""
 
@@ -30,7 +33,7 @@ class TraceEntry:
         monotonic_ns: `time.monotonic_ns` when it was noted.
         owner: Whose it was.
         direction: ``"write"``, ``"read"`` or ``"drop"``.
-        data: Its bytes.
+        data: Its bytes, the first 4096 of them.
 
     Example:
         >>> str(TraceEntry(1_500_000_000, "logger", "write", b"POS?\r\n"))
@@ -63,6 +66,7 @@ class Trace:
 
     def note(self, owner: str, direction: Direction, data: bytes) -> None:
         """Note one message."""
+        data = data[:_KEPT]
         self._messages.append((time.monotonic_ns(), owner, direction, data))
         if self._logged:
             _log.info("%s: %s %s %r", self._resource, owner, direction, data)

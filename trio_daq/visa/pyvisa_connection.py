@@ -133,7 +133,7 @@ class PyvisaConnection:
             rest = read(deadline, reader, tell)
         except BlockFormatError as error:
             raise BlockError(str(error), error.data) from error
-        if rest:
+        if rest.strip():
             raise BlockError(f"more bytes follow a block of {reader.received}: {rest[:60]!r}", rest)
         return bytes(reader.payload)
 

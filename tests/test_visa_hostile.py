@@ -143,6 +143,33 @@ async def test_reply_at_the_end_of_the_patience_for_it_harms_nobody(nursery: tri
         assert got == ["2"]
 
 
+@pytest.mark.parametrize("transport", ["native", "pyvisa"])
+async def test_white_space_after_a_block_is_part_of_its_end(nursery: trio.Nursery, transport: str) -> None:
+    """A block that ends by CR LF where LF is expected is returned, by whichever transport."""
+
+    async def answer(_: trio.SocketStream, __: str) -> bytes | None:
+        return b"#15abcde\r\n"
+
+    instrument = Instrument(answer)
+    await nursery.start(instrument.serve)
+    config = VisaSessionConfig(resource=instrument.resource, transport=transport)  # type: ignore[arg-type]
+    async with VisaSessionManager(config) as session:
+        assert await session.query_block("CURV?") == b"abcde"
+
+
+async def test_trace_does_not_keep_blocks(nursery: trio.Nursery) -> None:
+    """Of a long message the trace keeps the beginning only, so that 200 blocks do not fill the memory."""
+
+    async def answer(_: trio.SocketStream, __: str) -> bytes | None:
+        return b"#6100000" + b"x" * 100_000 + b"\n"
+
+    instrument = Instrument(answer)
+    await nursery.start(instrument.serve)
+    async with VisaSessionManager(instrument.resource) as session:
+        assert await session.query_block("CURV?") == b"x" * 100_000
+        assert max(len(entry.data) for entry in session.trace()) == 4096
+
+
 # --- closing -----------------------------------------------------------------------------------------------------
 
 

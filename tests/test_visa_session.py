@@ -299,18 +299,16 @@ async def test_connection_closed_in_the_middle_is_told_at_once(meter: Meter) -> 
     assert meter.clients == 3
 
 
-async def test_connection_closed_at_idle_sends_nothing(meter: Meter, nursery: trio.Nursery) -> None:
-    """A command that meets a dead connection was not sent, and says so; the next one works."""
+async def test_connection_closed_at_idle_costs_no_command(meter: Meter, nursery: trio.Nursery) -> None:
+    """A command that meets a dead connection was not sent: it waits for the next connection, and is sent once."""
     async with VisaSessionManager(meter.resource) as session:
         assert await session.query("ECHO? 1") == "1"
         meter.stop()
         await trio.sleep(0.02)
         await nursery.start(meter.serve)
-        with pytest.raises(LineLostError) as caught:
-            await session.write("OUTP ON")
-        assert caught.value.sent == "no"
+        await session.write("OUTP ON")
         assert await session.query("ECHO? 2") == "2"
-    assert meter.commands == ["ECHO? 1", "ECHO? 2"]
+    assert meter.commands == ["ECHO? 1", "OUTP ON", "ECHO? 2"]
 
 
 async def test_instrument_that_stays_away_and_comes_back(meter: Meter, nursery: trio.Nursery) -> None:
@@ -318,7 +316,7 @@ async def test_instrument_that_stays_away_and_comes_back(meter: Meter, nursery: 
     async with VisaSessionManager(meter.resource, timeout=1) as session:
         await session.query("ECHO? 1")
         meter.stop()
-        with pytest.raises(LineLostError):
+        with pytest.raises((LineLostError, CommandTimeoutError)):  # as it was written just before or not
             await session.query("DROP?")
         await wait_until(lambda: session.state == "lost")
         for _ in range(3):

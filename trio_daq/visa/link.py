@@ -53,7 +53,7 @@ _FIRST_PAUSE, _LAST_PAUSE = 0.1, 2.0
 """Seconds from one try to open a lost connection to the next, at first and at last: a command whose deadline is the
 default should find an instrument that has come back."""
 _TRIES = 3
-"""How often a command is tried again because bytes had come unasked before it."""
+"""How often a command may find the connection unusable before it is sent."""
 
 State = Literal["parked", "open", "dirty", "lost", "unusable"]
 
@@ -101,6 +101,7 @@ class VisaLink:
         self.is_busy = False
         self.rest = trio.lowlevel.ParkingLot()
         self._make_transport = make_transport
+        self._has_proved_itself = False
         self._backoff = Backoff(_FIRST_PAUSE, _LAST_PAUSE)
         self._own_talk = OwnTalk(resource, config, self.trace)
         self._resync = Resync(canonical, config, self.trace)
@@ -161,11 +162,13 @@ class VisaLink:
     # --- what the worker does ----------------------------------------------------------------------------------------
 
     async def serve(self, order: Order) -> None:
-        """Do what *order* asks for, and end it."""
+        """Do what *order* asks for, and end it, or put it back if the connection failed before any of it was sent."""
         order.withdraw()
         self.in_flight, self.begun_at, self.is_busy = order, trio.current_time(), True
         try:
-            order.end(outcome.Value(await order.work(order)))
+            replies = await order.work(order)
+            if order.queue is None:
+                order.end(outcome.Value(replies))
         except DaqError as error:
             order.fail(error)
         except Exception as error:  # noqa: BLE001 - whatever a bug or a callback of the caller raised
@@ -173,7 +176,7 @@ class VisaLink:
                 _log.exception("%s: after %s had left: %r failed", self.resource, order.owner, order.text)
             order.end(outcome.Error(error))  # a bug, or the caller's own: theirs to know, and nobody else's end
         finally:
-            if order.result is None:  # its own session would have ended it before
+            if order.result is None and order.queue is None:  # its own session would have ended it before
                 reason = "the session that worked for both was closed"
                 order.fail(LineLostError(resource=self.resource, owner=order.owner, reason=reason, sent=order.sent))
             self.in_flight, self.used_at = None, trio.current_time()
@@ -193,25 +196,14 @@ class VisaLink:
         Raises:
             DaqError: If that fails; what it leaves of the connection is for `prepare`.
         """
-        for _ in range(_TRIES):
-            transport = self.transport
-            if transport is None or self.state != "open":
-                raise LineLostError(resource=self.resource, owner=order.owner, reason=self.trouble, sent="no")
-            if order.result is not None:
-                return []
-            if order.epoch not in (None, self.epoch):
-                raise TransactionBrokenError(
-                    resource=self.resource, owner=order.owner, command=order.text, reason=self.last_trouble
-                )
-            try:
-                return await self._exchange(transport, order)
-            except UnaskedInputError as error:
-                order.take_back()
-                self.trace.note(OURSELVES, "drop", error.data)
-                _log.warning("%s: before %r of %s: %s", self.resource, order.texts[0], order.owner, error)
-                self._soil(str(error))
-                await self.prepare()
-        raise LineLostError(resource=self.resource, owner=order.owner, reason="bytes keep coming unasked", sent="no")
+        transport = self.transport
+        if transport is None or self.state != "open":
+            raise LineLostError(resource=self.resource, owner=order.owner, reason=self.trouble, sent="no")
+        if order.epoch not in (None, self.epoch):
+            raise TransactionBrokenError(
+                resource=self.resource, owner=order.owner, command=order.text, reason=self.last_trouble
+            )
+        return await self._exchange(transport, order)
 
     async def prepare(self) -> None:
         """Open the connection, or make it trustworthy, on a budget of its own.
@@ -255,7 +247,7 @@ class VisaLink:
         self.trouble = ""
         self.epoch += 1
         self.tally.reconnects += self.epoch > 1
-        self._backoff.succeeded()
+        self._has_proved_itself = False
 
     async def reconnect(self) -> None:
         """Close the connection and open it again. Raises as `connect`; another try is due after a pause then."""
@@ -297,17 +289,23 @@ class VisaLink:
             if self._has_to_check(order):
                 await self._check_errors(transport, order)
         except UnaskedInputError as error:
+            self._soil(str(error))
+            self.trace.note(OURSELVES, "drop", error.data)
+            _log.warning("%s: before %r of %s: %s", self.resource, order.texts[0], owner, error)
             if order.sent == "no":
-                raise
-            self._soil(str(error))  # it came between the command and the check of it
+                self._put_back(order)
+                return []
+            # It came between the command and the check of it.
             raise LineLostError(resource=self.resource, owner=owner, reason=str(error), sent=order.sent) from error
         except TransportTimeoutError:
             self._soil("an exchange was left unfinished")
             raise self.timeout_of(order) from None
         except ConnectionLostError as error:
-            order.fail(LineLostError(resource=self.resource, owner=owner, reason=str(error), sent=order.sent))
+            if order.sent != "no":
+                order.fail(LineLostError(resource=self.resource, owner=owner, reason=str(error), sent=order.sent))
             await self.disconnect(abort=True)
-            self._fail("lost", str(error), pause=False)
+            self._fail("lost", str(error), pause=not self._has_proved_itself)
+            self._put_back(order)
             return []
         except BlockError as error:
             self._soil(str(error))
@@ -321,7 +319,20 @@ class VisaLink:
             self._soil("an exchange was given up")
             raise
         self.tally.note_done(order, begun)
+        if not self._has_proved_itself:  # not by being opened: some accept everybody and hang up
+            self._has_proved_itself = True
+            self._backoff.succeeded()
         return replies
+
+    def _put_back(self, order: Order) -> None:
+        """Let *order*, of which nothing was sent, wait in front of all others until the connection is usable again."""
+        if order.result is not None:
+            return
+        order.take_back()
+        home = order.home
+        if order.setbacks >= _TRIES or home is None or home not in (self.queue, self.exclusive):
+            raise LineLostError(resource=self.resource, owner=order.owner, reason=self.trouble, sent="no")
+        home.put_back(order)
 
     def _has_to_check(self, order: Order) -> bool:
         match self.config.check_errors:

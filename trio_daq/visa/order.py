@@ -46,6 +46,8 @@ class Order:
         patron: The session that took it, whose end is its end.
         epoch: The connection that it is meant for, None for any.
         queue: Where it waits, None once it was taken out.
+        home: Where it waited first.
+        setbacks: How often it was taken out and put back.
         phase: Where it is, for errors.
         bypasses: How many orders of a higher priority were taken while it was the first of its own.
         result: The replies or the error, once there is one.
@@ -62,6 +64,7 @@ class Order:
         "bypasses",
         "deadline",
         "epoch",
+        "home",
         "link",
         "owner",
         "patron",
@@ -71,6 +74,7 @@ class Order:
         "queue",
         "requests",
         "result",
+        "setbacks",
         "task",
         "texts",
         "work",
@@ -105,6 +109,8 @@ class Order:
         self.asked_at = trio.current_time()
         self.deadline = self.asked_at + timeout
         self.queue: CommandQueue | None = None
+        self.home: CommandQueue | None = None
+        self.setbacks = 0
         self.phase: Phase = "place"
         self.bypasses = 0
         self.result: outcome.Outcome[Replies] | None = None
@@ -148,6 +154,7 @@ class Order:
     def take_back(self) -> None:
         """Note that nothing of it was sent after all, and that the connection has to be mended first."""
         self.phase = "resync"
+        self.setbacks += 1
         self._transport = None
 
     def note_sent(self) -> None:

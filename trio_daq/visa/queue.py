@@ -3,8 +3,9 @@
 A memory channel cannot give up what was put into it, so orders wait in ordered dictionaries, and the lane's channel
 only tells its worker that there is something to do. The queue talks to nobody.
 
-Invariants: of each priority at most `size` orders have a place; an order waits for a place only while all are taken,
-and gets the next one that is free in its turn; an order is here exactly while its `queue` is this.
+Invariants: of each priority at most `size` orders have a place, and one that was put back; an order waits for a place
+only while all are taken, and gets the next one that is free in its turn; an order is here exactly while its `queue` is
+this.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class CommandQueue:
     def put(self, order: Order) -> None:
         """Give *order* a place, or let it wait for one."""
         places = self._places[order.priority]
-        order.queue = self
+        order.queue = order.home = self
         order.watch_deadline()
         self._count += 1
         if len(places) < self._size:
@@ -58,6 +59,13 @@ class CommandQueue:
         else:
             order.phase = "place"
             self._asking[order.priority][order] = None
+
+    def put_back(self, order: Order) -> None:
+        """Put *order* in front of all others of its priority, whether or not there is a place."""
+        order.queue = self
+        order.phase = "queued"
+        self._count += 1
+        self._places[order.priority] = {order: None, **self._places[order.priority]}
 
     def put_nowait(self, order: Order, in_flight: str | None) -> None:
         """Give *order* a place.
@@ -87,7 +95,7 @@ class CommandQueue:
         if asking.pop(order, order) is None:
             return
         del places[order]
-        if asking:
+        if asking and len(places) < self._size:
             successor = next(iter(asking))
             del asking[successor]
             successor.phase = "queued"

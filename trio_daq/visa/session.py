@@ -204,10 +204,7 @@ class VisaSessionManager(CommandVerbs):
         self._is_stopping = True
         self._is_open = False
         self._stopping.set()
-        if self._lane is not None and self._link is not None:
-            for order in (*self._lane.demands, *self._link.queue, *(self._link.exclusive or ())):
-                if order.patron is self:
-                    order.fail(self._link.closed_under(order))
+        self._fail_mine()
 
     async def close(self, timeout: float = 2.0) -> None:
         """Stop, and wait until the connection is closed. After *timeout* seconds the command in flight is given up.
@@ -291,6 +288,7 @@ class VisaSessionManager(CommandVerbs):
         deadline = trio.current_time() + timeout
         with trio.CancelScope(shield=True):
             await self._wait_for_mine(link, deadline)
+            self._fail_mine()  # one that was in flight may have been put back
             for demand in lane.demands:
                 if demand.patron is self:  # a link that nobody uses must not be opened later
                     demand.fail(link.closed_under(demand))
@@ -309,6 +307,13 @@ class VisaSessionManager(CommandVerbs):
             self._work_scope.cancel()
             await self._worker_ended.wait()
             self._ended.set()
+
+    def _fail_mine(self) -> None:
+        """End all orders of this session that wait."""
+        if self._lane is not None and self._link is not None:
+            for order in (*self._lane.demands, *self._link.queue, *(self._link.exclusive or ())):
+                if order.patron is self:
+                    order.fail(self._link.closed_under(order))
 
     async def _wait_for_mine(self, link: VisaLink, deadline: float) -> None:
         """Let the command in flight end, if it is of this session; after *deadline* give it up."""

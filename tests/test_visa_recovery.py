@@ -383,7 +383,7 @@ async def test_queued_commands_wait_through_an_outage_and_are_executed_once(
         patient = [session.submit(f"ECHO? {number}", timeout=5) for number in range(5)]
         hasty = [session.submit(f"OUTP {number}", timeout=0.1) for number in range(5)]
         for each in hasty:
-            with pytest.raises(CommandTimeoutError, match="refused|closed the connection") as caught:
+            with pytest.raises(CommandTimeoutError, match=r"refused|closed the connection") as caught:
                 await each.wait()
             assert (caught.value.phase, caught.value.sent) == ("resync", "no")
         assert trio.current_time() - began < 0.3

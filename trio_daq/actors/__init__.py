@@ -2,8 +2,9 @@
 
 from trio_daq.actors.actor import Actor
 from trio_daq.actors.cell import ActorCell, ActorStatistics
+from trio_daq.actors.dead_letters import DeadLetter
 from trio_daq.actors.mailbox import Overflow
 from trio_daq.actors.messages import Message, handles
 from trio_daq.actors.ref import ActorRef
 
-__all__ = ["Actor", "ActorCell", "ActorRef", "ActorStatistics", "Message", "Overflow", "handles"]
+__all__ = ["Actor", "ActorCell", "ActorRef", "ActorStatistics", "DeadLetter", "Message", "Overflow", "handles"]

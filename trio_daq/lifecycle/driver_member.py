@@ -112,6 +112,7 @@ def actor_member(
         request_stop,
         stop_timeout=stop_timeout,
         dropped_messages=lambda: cell.undelivered,
+        on_end=cell.stop,  # whoever still waits for it is told, and its address refuses more
     )
     return member, cell
 

@@ -261,6 +261,21 @@ async def test_a_task_of_somebody_else_may_ask_while_the_actor_waits(lab):
         await a.ask(Do(nothing))
 
 
+async def test_a_nursery_around_an_actor_is_no_circle(autojump_clock):
+    """Tasks in a nursery around an actor, opened in its own task, may ask it: no handler of it waits for them."""
+    cell = ActorCell("a", Doer, Doer)
+
+    async def stop():
+        cell.stop()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(cell.ref.ask, Do(functools.partial(trio.sleep, 1)))
+        nursery.start_soon(cell.ref.tell, Do(nothing))
+        nursery.start_soon(cell.ref.tell, Do(stop))
+        await cell.serve()
+    assert cell.statistics().handled == 3
+
+
 @in_lab
 async def test_a_timer_that_waits_for_room_is_no_circle(lab):
     """A message set for later that finds a full mailbox waits; nobody waits for it."""

@@ -1,6 +1,7 @@
 """Several lives in one place: what is kept, what is not, and who is told."""
 
 import contextlib
+import functools
 import logging
 import math
 from typing import ClassVar
@@ -379,6 +380,25 @@ async def test_a_withdrawn_ask_makes_room_at_once(autojump_clock):
     with pytest.raises(MailboxFullError):
         cell.ref.tell_nowait(Work("no room"))
     assert cell.ref.dead_letters() == ()
+
+
+async def test_a_withdrawn_ask_lets_in_who_waits_for_room(autojump_clock):
+    """When an ask in a full mailbox times out, the first sender that waits for room gets it at once."""
+    diary = []
+    cell = cell_of(diary)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(cell.serve)
+        await cell.ref.tell(Work("busy", 4))
+        await until_blocked()
+        start = trio.current_time()
+        nursery.start_soon(functools.partial(pytest_raises, AskTimeoutError, cell.ref.ask, Work("gone"), 1))
+        await until_blocked()
+        for name in "bc":
+            cell.ref.tell_nowait(Work(name))
+        await cell.ref.tell(Work("d"))
+        assert trio.current_time() == start + 1
+        cell.stop()
+    assert diary == ["made", "1 busy", "1 b", "1 c", "1 d", "1 stopped"]
 
 
 # --- whatever the policy -----------------------------------------------------------------------------------------

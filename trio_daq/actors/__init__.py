@@ -6,5 +6,16 @@ from trio_daq.actors.dead_letters import DeadLetter
 from trio_daq.actors.mailbox import Overflow
 from trio_daq.actors.messages import Message, handles
 from trio_daq.actors.ref import ActorRef
+from trio_daq.actors.registry import ActorRegistry
 
-__all__ = ["Actor", "ActorCell", "ActorRef", "ActorStatistics", "DeadLetter", "Message", "Overflow", "handles"]
+__all__ = [
+    "Actor",
+    "ActorCell",
+    "ActorRef",
+    "ActorRegistry",
+    "ActorStatistics",
+    "DeadLetter",
+    "Message",
+    "Overflow",
+    "handles",
+]

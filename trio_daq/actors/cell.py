@@ -82,6 +82,8 @@ class ActorCell(Generic[_A]):
         actor_class: Its class, for the mailbox.
 
     Attributes:
+        make: Makes the actor of the next life.
+        actor_class: Its class.
         ref: Its address, good for all its lives.
         resource: How errors name its mailbox.
         tally: What its lives have counted.
@@ -93,7 +95,8 @@ class ActorCell(Generic[_A]):
         self.resource = f"mailbox of {name}"
         self.ref: ActorRef[_A] = ActorRef(self)
         self.tally = Tally()
-        self._make = make
+        self.make = make
+        self.actor_class = actor_class
         self._mailbox: Mailbox[Envelope] = Mailbox(actor_class.mailbox_capacity, actor_class.overflow)
         self._dead_letters = DeadLetters(name)
         self._expected: dict[Envelope, None] = {}
@@ -131,7 +134,7 @@ class ActorCell(Generic[_A]):
                 self._mailbox.open()
             self._lives += 1
             try:
-                actor = self._make()
+                actor = self.make()
                 actor._life = life
                 try:
                     async with ServiceNursery() as nursery:

@@ -46,6 +46,8 @@ class Life:
         nursery: Where its timers run, while it has any.
     """
 
+    __slots__ = ("_cell", "_mailbox", "agent", "depth", "nursery", "owner", "resource", "task")
+
     def __init__(self, cell: ActorCell[Any], mailbox: Mailbox[Envelope]) -> None:
         self.owner = cell.name
         self.resource = cell.resource

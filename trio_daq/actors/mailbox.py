@@ -28,6 +28,8 @@ class Mailbox(Generic[_T]):
         is_closed: Whether it takes nothing in.
     """
 
+    __slots__ = ("_items", "_overflow", "_paused", "_reader", "_writers", "capacity", "dropped", "is_closed")
+
     def __init__(self, capacity: int, overflow: Overflow) -> None:
         if capacity < 1:
             raise ValueError(f"a mailbox needs room for at least 1 message, not {capacity}")

@@ -18,6 +18,8 @@ _R = TypeVar("_R")
 class ActorRef(Generic[_A]):
     """How everybody but the actor itself speaks to it."""
 
+    __slots__ = ("_cell",)
+
     def __init__(self, cell: ActorCell[_A]) -> None:
         self._cell = cell
 

@@ -9,7 +9,7 @@ nox.options.sessions = ["lint", "typing", "tests"]
 nox.options.error_on_external_run = True
 nox.options.default_venv_backend = "venv"
 
-BENCHMARKS = ["serial.py", "visa.py"]
+BENCHMARKS = ["serial.py", "visa.py", "actors.py"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 

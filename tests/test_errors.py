@@ -148,7 +148,7 @@ EXAMPLES = {
         ["'meter'", "Measure(1)", "1 s", "still at it"],
     ),
     "MailboxFullError": ({"actor": "meter", "capacity": 64}, OSError, ["'meter'", "64"]),
-    "ActorStoppedError": ({"actor": "meter"}, ConnectionError, ["'meter'"]),
+    "ActorStoppedError": ({"actor": "meter", "handling": "Measure(1)"}, ConnectionError, ["'meter'", "Measure(1)"]),
     "PublishTimeoutError": (
         {"instrument": "dmm", "subscriber": "recorder", "waited": 5.0},
         TimeoutError,

@@ -8,7 +8,7 @@ from trio.testing import wait_all_tasks_blocked
 from trio_daq.actors import Actor, Message, handles
 from trio_daq.config import ApplicationConfig, DualConfig, MemberConfig, RecordingConfig, SubsystemConfig
 from trio_daq.drivers import DriverContext
-from trio_daq.errors import ActorStoppedError, StartError, StateError, StoppingError, UnhealthyError
+from trio_daq.errors import ActorStoppedError, StartError, StateError, StoppingError, UnhealthyError, UnknownNameError
 from trio_daq.lifecycle import DualRuntimeManager, ManagerState, Status
 
 ON = SubsystemConfig(stop_timeout=5.0)
@@ -107,6 +107,69 @@ async def test_an_actor_is_reached_by_its_address(autojump_clock):
         await manager.shutdown(5)
         with pytest.raises(ActorStoppedError):
             await ref.ask(Add(5), timeout=1)
+
+
+async def test_an_actor_is_found_by_its_name(autojump_clock):
+    """actor() returns the address that spawn returned; for an unknown name it raises, and lists the known."""
+    async with lab() as manager:
+        await manager.start()
+        ref = await manager.v4.spawn(Sum, name="sum")
+        await manager.v4.spawn(Sum, name="other")
+        assert manager.v4.actor("sum") is ref
+        with pytest.raises(
+            UnknownNameError, match=r"no actor called 'summ' \(did you mean 'sum'\?\); known: other, sum"
+        ):
+            manager.v4.actor("summ")
+
+
+async def test_an_address_is_good_again_when_the_side_is(autojump_clock):
+    """An actor spawned again under its name, after its side was stopped, has the address that it had."""
+    async with lab() as manager:
+        await manager.start()
+        ref = await manager.v4.spawn(Sum, begin=10)
+        await manager.stop_v4()
+        with pytest.raises(ActorStoppedError):
+            await ref.ask(Add(1))
+        await manager.start_v4()
+        assert await manager.v4.spawn(Sum, begin=20) is ref
+        assert await ref.ask(Add(1)) == 21
+
+
+async def test_a_name_in_use_stays_with_whom_it_belongs_to(autojump_clock):
+    """A second actor under the name of one that runs is refused, and the first answers as before."""
+    async with lab() as manager:
+        await manager.start()
+        ref = await manager.v4.spawn(Sum, begin=10)
+        with pytest.raises(ValueError, match="running member called 'Sum'"):
+            await manager.v4.spawn(Sum, begin=20)
+        assert manager.v4.actor("Sum") is ref
+        assert await ref.ask(Add(1)) == 11
+
+
+async def test_an_actor_that_failed_refuses_at_once(autojump_clock):
+    """After a bug that ended an actor for good, asks that wait and new ones end in ActorStoppedError, not in time."""
+    refused = []
+
+    async def ask(ref, seconds: float) -> None:
+        await trio.sleep(seconds)
+        with pytest.raises(ActorStoppedError):
+            await ref.ask(Add(1), timeout=4)
+        refused.append(trio.current_time() - start)
+
+    async def fail(nursery: trio.Nursery) -> None:
+        async with lab() as manager:
+            await manager.start()
+            ref = await manager.v4.spawn(Sum)
+            ref.tell_nowait(Add("one"))
+            nursery.start_soon(ask, ref, 0)
+            nursery.start_soon(ask, ref, 1)
+            await trio.sleep_forever()
+
+    start = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(TypeError, match="unsupported operand"):
+            await fail(nursery)
+    assert refused == [0, 1]
 
 
 async def test_statuses_follow_the_lab_and_can_be_waited_for(autojump_clock):

@@ -527,11 +527,18 @@ class MailboxFullError(DaqError, OSError):
 
 @_error
 class ActorStoppedError(DaqError, ConnectionError):
-    """The actor is stopping or has stopped and takes no more messages."""
+    """The actor is stopping or has stopped and takes no more messages.
+
+    Attributes:
+        handling: The message that it was at when it was ended, as text; None if it had not come to it.
+    """
 
     actor: str
+    handling: str | None = None
 
     def __str__(self) -> str:
+        if self.handling is not None:
+            return f"actor {self.actor!r} was ended while it handled {self.handling}, which is not handled again."
         return f"actor {self.actor!r} has stopped and takes no more messages."
 
 

@@ -8,13 +8,17 @@ from trio_daq.actors.mailbox import Overflow
 from trio_daq.actors.messages import Message, handlers_of
 
 if TYPE_CHECKING:
-    from trio_daq.actors.cell import ActorCell
+    from trio_daq.actors.life import Life
 
 
 class Actor:
     """Base of all actors. Its methods run one at a time, so its attributes need no lock.
 
-    Class attributes set the mailbox: ``mailbox_capacity`` and ``overflow``.
+    Class attributes set the mailbox: ``mailbox_capacity``, and ``overflow`` for when it is full: ``"block"`` lets
+    senders wait, ``"fail"`` refuses the message, ``"drop_oldest"`` drops the first in line for it, and
+    ``"drop_newest"`` drops it.
+
+    A restarted actor is a new object, made as the one before; messages that wait are kept for it.
 
     Example::
 
@@ -31,7 +35,7 @@ class Actor:
     overflow: ClassVar[Overflow] = "block"
 
     _handlers: ClassVar[dict[type[Message[Any]], str]] = {}
-    _cell: ActorCell[Any] | None = None
+    _life: Life | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -50,20 +54,21 @@ class Actor:
         Raises:
             AttributeError: If the actor does not run.
         """
-        return self._running().name
+        return self._running().owner
 
     def after(self, seconds: float, message: Message[Any]) -> None:
-        """Tell itself *message* once, *seconds* from now. Forgotten when the actor stops."""
+        """Tell itself *message* once, *seconds* from now. Forgotten when this life of the actor ends."""
         self._running().tell_later(seconds, None, message)
 
     def every(self, period: float, message: Message[Any]) -> None:
-        """Tell itself *message* at once and then every *period* seconds, until the actor stops.
+        """Tell itself *message* at once and then every *period* seconds, until this life ends.
 
-        The times are absolute, so they do not drift. A tick that finds the one before still unhandled is left out.
+        The times are absolute, so they do not drift. A tick that finds the one before still unhandled is left out and
+        counted in `ActorStatistics.missed_ticks`.
         """
         self._running().tell_later(0.0, period, message)
 
-    def _running(self) -> ActorCell[Any]:
-        if self._cell is None:
+    def _running(self) -> Life:
+        if self._life is None:
             raise AttributeError(f"{type(self).__name__} does not run: spawn it, and set timers in on_start or later")
-        return self._cell
+        return self._life

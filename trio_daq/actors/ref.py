@@ -8,7 +8,8 @@ from trio_daq.actors.messages import Message
 
 if TYPE_CHECKING:
     from trio_daq.actors.actor import Actor
-    from trio_daq.actors.cell import ActorCell
+    from trio_daq.actors.cell import ActorCell, ActorStatistics
+    from trio_daq.actors.dead_letters import DeadLetter
 
 _A = TypeVar("_A", bound="Actor")
 _R = TypeVar("_R")
@@ -16,6 +17,8 @@ _R = TypeVar("_R")
 
 class ActorRef(Generic[_A]):
     """How everybody but the actor itself speaks to it."""
+
+    __slots__ = ("_cell",)
 
     def __init__(self, cell: ActorCell[_A]) -> None:
         self._cell = cell
@@ -38,7 +41,8 @@ class ActorRef(Generic[_A]):
         Raises:
             AskTimeoutError: If there was no answer in time.
             MailboxFullError: If there was no room and the actor does not let senders wait.
-            ActorStoppedError: If the actor stops or has stopped.
+            ActorStoppedError: If the actor stops or has stopped, or was ended while it handled the message.
+            DeadlockError: If the actor waits, directly or not, for the task that asks.
             Exception: Whatever operational error its handler raised.
         """
         return await self._cell.ask(message, timeout)
@@ -50,6 +54,7 @@ class ActorRef(Generic[_A]):
             AskTimeoutError: If there was no room for *timeout* seconds; 5 if omitted.
             MailboxFullError: If there was no room and the actor does not let senders wait.
             ActorStoppedError: If the actor stops or has stopped.
+            DeadlockError: If there was no room, and the actor waits, directly or not, for the task that tells.
         """
         await self._cell.tell(message, timeout)
 
@@ -61,6 +66,14 @@ class ActorRef(Generic[_A]):
             ActorStoppedError: If the actor stops or has stopped.
         """
         self._cell.tell_nowait(message)
+
+    def statistics(self) -> ActorStatistics:
+        """Return a snapshot for displays, health checks and tests."""
+        return self._cell.statistics()
+
+    def dead_letters(self) -> tuple[DeadLetter, ...]:
+        """Return the last 100 messages to it that nobody handled, oldest first."""
+        return self._cell.dead_letters()
 
     def __repr__(self) -> str:
         return f"<ActorRef {self.name!r}>"

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from trio_daq.actors import Actor, ActorCell
+from trio_daq.actors import Actor, ActorCell, ActorRegistry
 from trio_daq.data import DataDistributor, DataPublisher
 from trio_daq.drivers import DriverContext
 from trio_daq.legacy import DoorHost, SerialDoor, ThreadContext, VisaDoor
@@ -92,14 +92,20 @@ def actor_member(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     distributor: DataDistributor,
+    actors: ActorRegistry,
     stop_timeout: float | None = None,
 ) -> tuple[Member, ActorCell[_A]]:
-    """Make a member of an actor. Asked to stop, it takes no more messages and handles those that it has."""
+    """Make a member of an actor, in its place among *actors*.
+
+    Asked to stop, it takes no more messages and handles those that it has.
+    """
     context: DriverContext | None = None
     if wants_context(actor_class) and "context" not in kwargs:
         context = DriverContext(DataPublisher(distributor, name))
         kwargs = {**kwargs, "context": context}
-    cell = ActorCell(name, lambda: actor_class(*args, **kwargs), actor_class)
+    cell = actors.place(name, lambda: actor_class(*args, **kwargs), actor_class)
+
+    undelivered_before = cell.undelivered
 
     def request_stop() -> None:
         if context is not None:
@@ -111,7 +117,8 @@ def actor_member(
         cell.serve,
         request_stop,
         stop_timeout=stop_timeout,
-        dropped_messages=lambda: cell.undelivered,
+        dropped_messages=lambda: cell.undelivered - undelivered_before,
+        on_end=cell.stop,  # whoever still waits for it is told, and its address refuses more
     )
     return member, cell
 

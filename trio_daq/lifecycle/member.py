@@ -42,6 +42,7 @@ class Member:
         stop_timeout: Seconds that it has to end by itself; None for those of its stage.
         abandoned_threads: Tells which threads it left behind.
         dropped_messages: Tells how many messages to it nobody handled.
+        on_end: Called when it has ended for good.
 
     Attributes:
         done: Set when it has ended.
@@ -57,6 +58,7 @@ class Member:
         stop_timeout: float | None = None,
         abandoned_threads: Callable[[], tuple[str, ...]] = tuple,
         dropped_messages: Callable[[], int] = int,
+        on_end: Callable[[], object] = bool,
     ) -> None:
         self.name = name
         self.request_stop = request_stop
@@ -72,6 +74,7 @@ class Member:
         self._ended_at: float | None = None
         self._abandoned_threads = abandoned_threads
         self._dropped_messages = dropped_messages
+        self._on_end = on_end
 
     async def run(self, on_failure: Callable[[Member], object], *, task_status: trio.TaskStatus[None]) -> None:
         """Serve to the end. Runs as a task of its stage.
@@ -90,6 +93,7 @@ class Member:
                 raise
         finally:
             self._ended_at = trio.current_time()
+            self._on_end()
             self.done.set()
         if self._cancelled and not self._started:
             raise StoppingError(subsystem=self.name, action="its start")

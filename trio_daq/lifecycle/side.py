@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 
 from trio_util import AsyncValue
 
-from trio_daq.actors import Actor, ActorRef
+from trio_daq.actors import Actor, ActorRef, ActorRegistry
 from trio_daq.config import MemberConfig, ResolvedDriver, SubsystemConfig, resolve_driver
 from trio_daq.data import DataDistributor
 from trio_daq.lifecycle.driver_member import actor_member, task_member, thread_member
@@ -44,6 +44,7 @@ class Side:
         self.config = config
         self.stage = Stage(name, self._populate, self._failed, self._stopped, stop_timeout=config.stop_timeout)
         self._distributor = distributor
+        self._actors = ActorRegistry()
         self._lines = lines
         self._folder = folder
         self._report_failure = on_failure
@@ -81,7 +82,9 @@ class Side:
         kwargs = {**self._lines_of(config), **config.options}
         if driver.kind == "actor":
             actor_class = cast("type[Actor]", driver.target)
-            return actor_member(config.id, actor_class, (), kwargs, self._distributor, config.stop_timeout)[0]
+            return actor_member(
+                config.id, actor_class, (), kwargs, self._distributor, self._actors, config.stop_timeout
+            )[0]
         make = task_member if driver.kind == "task" else thread_member
         return make(config.id, driver.target, (), kwargs, self._distributor, config.stop_timeout)
 
@@ -164,6 +167,22 @@ class V4Side(Side):
             ValueError: If a member of that name runs.
             Exception: Whatever its ``on_start`` raised.
         """
-        member, cell = actor_member(name or actor_class.__name__, actor_class, args, kwargs, self._distributor)
-        await self.stage.add(member)
+        member_id = name or actor_class.__name__
+        member, cell = actor_member(member_id, actor_class, args, kwargs, self._distributor, self._actors)
+        try:
+            await self.stage.add(member)
+        except BaseException:
+            cell.stop()  # nobody will come to what is sent to it
+            raise
         return cell.ref
+
+    def actor(self, name: str) -> ActorRef[Any]:
+        """Return the address of the actor called *name*, one of the configuration or a spawned one.
+
+        It is that which `spawn` returned, and stays good over restarts of the actor and of the side. What is asked
+        while the actor is stopped raises `ActorStoppedError`.
+
+        Raises:
+            UnknownNameError: If there never was one of that name; it lists those that there are.
+        """
+        return self._actors.ref(name)

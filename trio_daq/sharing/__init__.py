@@ -9,7 +9,7 @@ from trio_daq.sharing.lease import Claim, Lease, LeaseStatistics
 from trio_daq.sharing.owner import acting_as, current_agent, on_behalf_of, owner_name
 from trio_daq.sharing.service_nursery import ServiceNursery
 from trio_daq.sharing.several import Acquirable, acquire_all
-from trio_daq.sharing.wait_graph import Agent, LineKind, forget_waiting, note_waiting
+from trio_daq.sharing.wait_graph import Agent, Holder, LineKind, forget_waiting, note_waiting
 from trio_daq.sharing.worker_thread import WorkerThread
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Bell",
     "Claim",
     "Histogram",
+    "Holder",
     "Lease",
     "LeaseStatistics",
     "LineKind",

@@ -376,7 +376,7 @@ class Claim:
         """Trio time at which the wait has lasted for half of its time."""
         return self.asked_at + self.timeout / 2
 
-    def lease_holder(self) -> Claim | None:
+    def held_by(self) -> Claim | None:
         """Return the claim that holds what this one wants."""
         return self._lease._held
 

@@ -1,11 +1,12 @@
 """Who waits for whom: refuse the wait that would close a circle, and the order of kinds that invites one.
 
-A claim belongs to the task that acquired it, or to the thread on whose behalf a task did. A waiter waits for the
-holder of what it wants; a holder waits for what it has asked for in turn, and for every task that sits in a nursery
-which the holder opened inside its own block, since the block cannot end before that task has. So there is a circle
-exactly when, from the holder of the wanted lease, one comes back to the one who asks.
+A claim belongs to the task that acquired it, or to the thread on whose behalf a task did; a mailbox belongs to the task
+that handles its messages. A waiter waits for the holder of what it wants; a holder waits for what it has asked for in
+turn, and for every task that sits in a nursery which the holder opened inside its own block or handler, since that
+cannot end before the task has. So there is a circle exactly when, from the holder of what is wanted, one comes back to
+the one who asks.
 
-The graph is walked only by somebody who has to wait. It knows leases and claims, and no hardware.
+The graph is walked only by somebody who has to wait. It knows neither hardware nor actors.
 """
 
 from __future__ import annotations
@@ -25,25 +26,47 @@ Agent: TypeAlias = object
 """Who waits: a task, or what stands for a thread."""
 
 
-class Waiting(Protocol):
-    """What somebody waits for: a claim for a lease, or a command in the queue of a session.
+class Holder(Protocol):
+    """What stands in the way of somebody who waits: a claim, or an actor at work.
 
     Attributes:
-        owner: Who wants it.
-        task: The task that waits.
-        agent: That task, or the thread for which it waits.
+        owner: Who it is.
+        task: Their task.
+        agent: That task, or the thread on whose behalf it acts.
+        depth: How many nurseries the task had open before its block or handler began.
     """
 
     owner: str
     task: trio.lowlevel.Task
     agent: Agent
+    depth: int
+
+    @property
+    def resource(self) -> str:
+        """What they have."""
+
+
+class Waiting(Protocol):
+    """What somebody waits for: a claim for a lease, a command in the queue of a session, an answer of an actor.
+
+    Attributes:
+        task: The task that waits.
+        agent: That task, or the thread for which it waits.
+    """
+
+    task: trio.lowlevel.Task
+    agent: Agent
+
+    @property
+    def owner(self) -> str:
+        """Who wants it. Called in their task."""
 
     @property
     def resource(self) -> str:
         """What is wanted."""
 
-    def lease_holder(self) -> Claim | None:
-        """Return the claim that stands in the way, None if nothing but time does."""
+    def held_by(self) -> Holder | None:
+        """Return who stands in the way, None if nothing but time does."""
 
 
 class LineKind(enum.IntEnum):
@@ -66,7 +89,7 @@ def note_waiting(wanted: Waiting) -> None:
     Raises:
         DeadlockError: If it would.
     """
-    held = wanted.lease_holder()
+    held = wanted.held_by()
     if held is not None and not _surely_goes_on(held, wanted):
         circle = _find_circle(wanted)
         if circle is not None:
@@ -118,7 +141,7 @@ def _find_circle(wanted: Waiting) -> _Path | None:
     seen: set[int] = set()
     while stack:
         waiting, path = stack.pop()
-        held = waiting.lease_holder()
+        held = waiting.held_by()
         if held is None or id(held) in seen:
             continue
         seen.add(id(held))
@@ -133,14 +156,14 @@ def _find_circle(wanted: Waiting) -> _Path | None:
     return None
 
 
-def _surely_goes_on(held: Claim, wanted: Waiting) -> bool:
+def _surely_goes_on(held: Holder, wanted: Waiting) -> bool:
     """Return whether its holder is another one, waits for nothing, and has opened no nursery inside its block."""
     return (
         held.agent is not wanted.agent and held.agent not in _waiting and len(held.task.child_nurseries) <= held.depth
     )
 
 
-def _is_inside(task: trio.lowlevel.Task | None, held: Claim) -> bool:
+def _is_inside(task: trio.lowlevel.Task | None, held: Holder) -> bool:
     """Return whether *task* sits in a nursery that the holder of *held* opened inside its block."""
     if len(held.task.child_nurseries) <= held.depth:
         return False

@@ -138,7 +138,7 @@ class Order:
         at = 0 if self._transport is None or self._is_sent else self._transport.completed
         return self.texts[min(at, len(self.texts) - 1)]
 
-    def lease_holder(self) -> Claim | None:
+    def held_by(self) -> Claim | None:
         """Return the claim of the transaction that it has to wait for, if there is one."""
         return None if self.queue is None else self.queue.closed_by()
 

@@ -17,6 +17,9 @@ from trio_daq.errors import ActorStoppedError, StartError, StateError, StoppingE
 from trio_daq.legacy import ThreadContext
 from trio_daq.lifecycle import DualRuntimeManager, ManagerState, Member, Stage, Status, Supervision
 from trio_daq.lifecycle.supervision import MOST_RESTARTS, WINDOW, Fail, Leave, Restart, Supervisor
+from trio_daq.serialport import SerialPortConfig
+from trio_daq.sim import open_simulated_lab, read_log
+from trio_daq.visa import VisaSessionConfig
 
 ON_FAILURE = Supervision(restart="on_failure")
 FAULT = OSError("unplugged")
@@ -430,3 +433,58 @@ async def test_a_thread_is_restarted_with_doors_and_a_context_of_its_own():
     assert [one.outcome for one in report.stages[1].members] == ["drained"]
     assert contexts[0] is not contexts[1]
     assert threads[0] != threads[1]
+
+
+# --- real lines ------------------------------------------------------------------------------------------------------
+
+
+async def test_what_a_hung_member_holds_goes_to_who_waits(tmp_path):
+    """A member that hangs with the port and a transaction is restarted by `port.current_owner()`; by the instruments'
+    log those who waited had their turn before its new life."""
+    log = tmp_path / "log.jsonl"
+    lives: list[int] = []
+    async with open_simulated_lab(log) as simulated:
+        serial = SerialPortConfig(
+            path=simulated.stage_path, write_terminator="\r\n", read_terminator="\r\n", quiet_time=0.02
+        )
+        config = DualConfig(
+            serial={"stage": serial},
+            visa={"meter": VisaSessionConfig(resource=simulated.meter_resource)},
+            v2=SubsystemConfig(),
+            recording=RecordingConfig(enabled=False),
+        )
+        async with DualRuntimeManager(config) as manager, trio.open_nursery() as nursery:
+            await manager.start()
+            port, meter = manager.serial["stage"], manager.visa["meter"]
+
+            async def hang() -> None:
+                lives.append(len(lives))
+                async with port.acquire(timeout=5) as guard, meter.transaction(timeout=5) as transaction:
+                    await transaction.query(f"MEAS:VOLT? life{len(lives)}")
+                    await guard.query(f"POS? life{len(lives)}".encode())
+                    with trio.move_on_after(0.3, shield=True):
+                        await trio.sleep_forever()
+
+            async def wait_for_port() -> None:
+                async with port.acquire("waiter", timeout=5) as guard:
+                    await guard.query(b"POS? waiter")
+
+            async def wait_for_meter() -> None:
+                await meter.query("MEAS:VOLT? waiter", timeout=5)
+
+            await manager.v2.spawn(hang)
+            with trio.fail_after(5):
+                while port.current_owner() != "hang" or meter.statistics().transaction != "hang":  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+                await trio.sleep(0.1)
+                nursery.start_soon(wait_for_port)
+                nursery.start_soon(wait_for_meter)
+                await wait_all_tasks_blocked()
+                asked = trio.current_time()
+                await manager.restart_actor(port.current_owner())
+                assert trio.current_time() - asked < 1
+                await manager.wait_all_ended()
+    tags = [entry.tag for entry in read_log(log) if entry.event == "reply" and entry.tag]
+    assert sorted(tags[:2]) == ["life1", "life1"]
+    assert sorted(tags[2:4]) == ["waiter", "waiter"]
+    assert sorted(tags[4:]) == ["life2", "life2"]

@@ -287,6 +287,35 @@ async def test_a_member_that_is_required_must_start(autojump_clock, tmp_path):
         assert trio.current_time() == 0
 
 
+async def test_a_restart_that_fails_tells_who_asked_and_is_tried_again(autojump_clock, tmp_path):
+    """The error comes out of restart_actor, the side is in ERROR, and the policy brings the member back."""
+    (tmp_path / "camera").touch()
+    async with camera_lab(tmp_path) as manager:
+        await manager.start()
+        (tmp_path / "camera").unlink()
+        with pytest.raises(OSError, match="no camera"):
+            await manager.restart_actor("camera")
+        assert manager.v4_status() is Status.ERROR
+        (tmp_path / "camera").touch()
+        with trio.fail_after(1):
+            await manager.v4.wait_status(Status.ACTIVE)
+        assert manager.snapshot().members["v4"][0].restarts == 2
+
+
+async def test_a_fault_during_the_stop_is_reported_and_nothing_more(autojump_clock, caplog):
+    """A member that fails while it is being stopped is not said to be started again."""
+
+    async def last_gasp(context: DriverContext) -> None:
+        await context.stopping.wait()
+        raise OSError("unplugged")
+
+    async with lab() as manager:
+        await manager.start()
+        await manager.v2.spawn(last_gasp, supervision=Supervision(restart="always"))
+    assert [one.name for one in manager.report.failed] == ["last_gasp"]
+    assert "started again" not in caplog.text
+
+
 # --- restart_actor ---------------------------------------------------------------------------------------------------
 
 
@@ -439,10 +468,11 @@ async def test_a_thread_is_restarted_with_doors_and_a_context_of_its_own():
 
 
 async def test_what_a_hung_member_holds_goes_to_who_waits(tmp_path):
-    """A member that hangs with the port and a transaction is restarted by `port.current_owner()`; by the instruments'
-    log those who waited had their turn before its new life."""
+    """A member that hangs with the port and a transaction is restarted by `port.current_owner()`; those who waited are
+    served while it still hangs, and its new life begins only then, by the instruments' own log."""
     log = tmp_path / "log.jsonl"
     lives: list[int] = []
+    served: list[float] = []
     async with open_simulated_lab(log) as simulated:
         serial = SerialPortConfig(
             path=simulated.stage_path, write_terminator="\r\n", read_terminator="\r\n", quiet_time=0.02
@@ -462,15 +492,17 @@ async def test_what_a_hung_member_holds_goes_to_who_waits(tmp_path):
                 async with port.acquire(timeout=5) as guard, meter.transaction(timeout=5) as transaction:
                     await transaction.query(f"MEAS:VOLT? life{len(lives)}")
                     await guard.query(f"POS? life{len(lives)}".encode())
-                    with trio.move_on_after(0.3, shield=True):
+                    with trio.move_on_after(0.8, shield=True):
                         await trio.sleep_forever()
 
             async def wait_for_port() -> None:
                 async with port.acquire("waiter", timeout=5) as guard:
                     await guard.query(b"POS? waiter")
+                    served.append(trio.current_time())
 
             async def wait_for_meter() -> None:
                 await meter.query("MEAS:VOLT? waiter", timeout=5)
+                served.append(trio.current_time())
 
             await manager.v2.spawn(hang)
             with trio.fail_after(5):
@@ -482,7 +514,8 @@ async def test_what_a_hung_member_holds_goes_to_who_waits(tmp_path):
                 await wait_all_tasks_blocked()
                 asked = trio.current_time()
                 await manager.restart_actor(port.current_owner())
-                assert trio.current_time() - asked < 1
+                assert len(served) == 2
+                assert max(served) < asked + 0.4 < trio.current_time()  # while it was still hanging
                 await manager.wait_all_ended()
     tags = [entry.tag for entry in read_log(log) if entry.event == "reply" and entry.tag]
     assert sorted(tags[:2]) == ["life1", "life1"]

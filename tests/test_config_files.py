@@ -175,6 +175,16 @@ WRONG_FILES = [
         MEMBER.replace("v2", "v4") + "kind = 'task'",
         "lab.toml:4: v4.instruments[0].kind: 'task' does not run on [v4], only",
     ),
+    (
+        V2 + MEMBER + "restart = 'on-failure'",
+        "restart: expected one of 'always', 'on_failure', 'never', got 'on-failure' (did you mean 'on_failure'?)",
+    ),
+    (V2 + MEMBER + "required = 'no'", "required: expected true or false, got"),
+    (
+        V2 + MEMBER + "on_bug = 'isolated'",
+        "expected one of 'stop', 'isolate', got 'isolated' (did you mean 'isolate'?)",
+    ),
+    (V2 + MEMBER + "escalate = true", "escalate: expected one of 'error', 'stop', got"),
     (V2 + MEMBER + "kind = 'tsk'", "expected one of 'thread', 'task', 'actor', got 'tsk' (did you mean 'task'?)"),
     (
         V2 + STAGE + "[serial.two]\npath = '/dev/../dev/ttyS0'",

@@ -168,6 +168,11 @@ EXAMPLES = {
     ),
     "StartError": ({"member": "visa.dmm", "cause": OSError("no host")}, RuntimeError, ["visa.dmm", "no host"]),
     "StoppingError": ({"subsystem": "v4", "action": "spawn()"}, ConnectionError, ["v4", "spawn()"]),
+    "StuckError": (
+        {"member": "v2.camera", "where": ("grab (camera.py:7)",)},
+        RuntimeError,
+        ["v2.camera", "grab (camera.py:7)"],
+    ),
     "UnhealthyError": ({"report": "stage is lost"}, RuntimeError, ["stage is lost"]),
     "DoorClosedError": (
         {"resource": "/dev/ttyUSB7", "owner": "old", "reason": "it is late", "sent": "unknown"},

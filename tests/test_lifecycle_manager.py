@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from trio_daq.errors import LineOpenError, StartError, StateError, StoppingError
+from trio_daq.errors import LineOpenError, StartError, StateError, StoppingError, StuckError
 from trio_daq.lifecycle import Manager, ManagerState, Member, Stage
 
 
@@ -604,7 +604,7 @@ async def test_no_start_over_a_member_that_still_runs(autojump_clock):
     async with lab.manager as manager:
         await manager.start()
         await manager.shutdown(10)
-        with pytest.raises(StateError, match="camera"):
+        with pytest.raises(StuckError, match="camera"):
             await manager.start()
         assert manager.state is ManagerState.STOPPED
         await trio.sleep(100)

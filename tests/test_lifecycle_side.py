@@ -8,7 +8,15 @@ from trio.testing import wait_all_tasks_blocked
 from trio_daq.actors import Actor, Message, handles
 from trio_daq.config import ApplicationConfig, DualConfig, MemberConfig, RecordingConfig, SubsystemConfig
 from trio_daq.drivers import DriverContext
-from trio_daq.errors import ActorStoppedError, StartError, StateError, StoppingError, UnhealthyError, UnknownNameError
+from trio_daq.errors import (
+    ActorStoppedError,
+    StartError,
+    StateError,
+    StoppingError,
+    StuckError,
+    UnhealthyError,
+    UnknownNameError,
+)
 from trio_daq.lifecycle import DualRuntimeManager, ManagerState, Status
 
 ON = SubsystemConfig(stop_timeout=5.0)
@@ -337,7 +345,7 @@ async def test_stopping_a_side_keeps_to_its_time(autojump_clock):
         report = await manager.stop_v2(0.5)
         assert report.seconds == 0.5
         assert [member.name for member in report.stuck] == ["hang"]
-        with pytest.raises(StateError, match="hang"):
+        with pytest.raises(StuckError, match="hang"):
             await manager.start_v2()
         assert [member.name for member in (await manager.shutdown(5)).stuck] == ["hang"]
 

@@ -14,7 +14,8 @@ Tree::
     │              SessionClosedError, HungCallError
     ├── actors     AskTimeoutError, MailboxFullError, ActorStoppedError
     ├── data       PublishTimeoutError, AcknowledgeTimeoutError, RecordingError, RunFileError
-    ├── lifecycle  StateError, StartError, StoppingError, UnhealthyError, DoorClosedError
+    ├── lifecycle  StateError, StartError, StoppingError, StuckError, UnhealthyError,
+    │              DoorClosedError
     └── you        ConfigError, GuardReleasedError, UnknownNameError
 """
 
@@ -642,6 +643,23 @@ class StoppingError(DaqError, ConnectionError):
 
     def __str__(self) -> str:
         return f"{self.subsystem} is stopping or not started: {self.action} was refused."
+
+
+@_error
+class StuckError(DaqError, RuntimeError):
+    """A part of the lab does not end although it was cancelled, so it cannot be started again beside itself.
+
+    Attributes:
+        member: Who it is, for example ``"v2.camera"``; several are joined by commas.
+        where: What it is at: its frames, innermost first, or the names of its threads.
+    """
+
+    member: str
+    where: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        at = f" at {'; '.join(self.where)}" if self.where else ""
+        return f"{self.member} does not end; it is still{at}, and nothing is started beside it."
 
 
 @_error

@@ -8,6 +8,7 @@ from trio_daq.config.dual_config import (
     Kind,
     MemberConfig,
     RecordingConfig,
+    RestartPolicy,
     SubsystemConfig,
 )
 
@@ -19,6 +20,7 @@ __all__ = [
     "MemberConfig",
     "RecordingConfig",
     "ResolvedDriver",
+    "RestartPolicy",
     "SubsystemConfig",
     "check_drivers",
     "resolve_driver",

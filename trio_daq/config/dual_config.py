@@ -24,6 +24,9 @@ from trio_daq.visa import VisaSessionConfig
 Kind: TypeAlias = Literal["thread", "task", "actor"]
 """How a member runs: a blocking function in a thread, an async function as a task, or an actor."""
 
+RestartPolicy: TypeAlias = Literal["always", "on_failure", "never"]
+"""When a member that has ended is started again."""
+
 BUILT_IN_DRIVERS: Final[Mapping[str, str]] = {
     "scpi_poll": "trio_daq.drivers:scpi_poll",
     "serial_poll": "trio_daq.drivers:serial_poll",
@@ -112,6 +115,11 @@ class MemberConfig:
         serial: Name of the serial port it uses, or several; None for no port.
         visa: Name of the VISA session it uses, or several; None for no session.
         options: What else the driver is called with. Their values are the driver's business.
+        restart: When it is started again: ``"always"`` when it has ended, ``"on_failure"`` when an error ended it that
+            is no bug, or ``"never"``. At most 5 times in 60 s.
+        required: Whether the lab cannot start without it. If not, its start is tried again by the same rule.
+        on_bug: Whether a bug in it is to ``"stop"`` the lab or to ``"isolate"`` it, so that the others go on.
+        escalate: Whether giving it up turns its side to ``"error"``, or is to ``"stop"`` the lab.
         stop_timeout: Seconds it has to stop, None for the `SubsystemConfig.stop_timeout` of its side.
     """
 
@@ -123,6 +131,14 @@ class MemberConfig:
     serial: str | tuple[str, ...] | None = attrs.field(default=None, converter=_names, validator=_line_names)
     visa: str | tuple[str, ...] | None = attrs.field(default=None, converter=_names, validator=_line_names)
     options: dict[str, Any] = attrs.field(factory=dict, validator=attrs.validators.instance_of(dict))
+    restart: RestartPolicy = attrs.field(
+        default="on_failure", validator=attrs.validators.in_(("always", "on_failure", "never"))
+    )
+    required: bool = attrs.field(default=True, validator=_is_bool)
+    on_bug: Literal["stop", "isolate"] = attrs.field(
+        default="stop", validator=attrs.validators.in_(("stop", "isolate"))
+    )
+    escalate: Literal["error", "stop"] = attrs.field(default="error", validator=attrs.validators.in_(("error", "stop")))
     stop_timeout: float | None = attrs.field(default=None, validator=attrs.validators.optional(positive_seconds))
 
 

@@ -10,6 +10,7 @@ from trio_daq.lifecycle.running import run, run_lab, stop_on_signals
 from trio_daq.lifecycle.side import V2Side, V4Side
 from trio_daq.lifecycle.stage import Stage
 from trio_daq.lifecycle.state import ManagerState, Status
+from trio_daq.lifecycle.supervision import Supervision
 
 __all__ = [
     "EXIT_STUCK",
@@ -25,6 +26,7 @@ __all__ = [
     "Stage",
     "StageReport",
     "Status",
+    "Supervision",
     "V2Side",
     "V4Side",
     "run",

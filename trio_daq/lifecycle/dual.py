@@ -16,7 +16,7 @@ from trio_daq.config import DualConfig, check_drivers
 from trio_daq.data import DataDistributor
 from trio_daq.errors import StateError, UnhealthyError
 from trio_daq.lifecycle.health import HealthReport
-from trio_daq.lifecycle.lines import Lines, LineSnapshot
+from trio_daq.lifecycle.lines import Lines, LineSnapshot, unknown_name
 from trio_daq.lifecycle.manager import Manager
 from trio_daq.lifecycle.member import Member
 from trio_daq.lifecycle.report import MemberReport, ShutdownReport, StageReport
@@ -164,12 +164,44 @@ class DualRuntimeManager(Manager):
         return report
 
     async def start_v2(self) -> None:
-        """Start V2 again after `stop_v2`. Does nothing if it runs."""
+        """Start V2 again after `stop_v2`. Does nothing if it runs.
+
+        Raises:
+            StuckError: If a member of its last life still runs.
+        """
         await self._start_side(self.v2)
 
     async def start_v4(self) -> None:
-        """Start V4 again after `stop_v4`. Does nothing if it runs."""
+        """Start V4 again after `stop_v4`. Does nothing if it runs.
+
+        Raises:
+            StuckError: If a member of its last life still runs.
+        """
         await self._start_side(self.v4)
+
+    async def restart_actor(self, name: str) -> None:
+        """End a member of either side, be it an actor or not, and start it again. Its siblings do not notice.
+
+        Ports and transactions that it holds are taken back and go to those who wait for them; then it has its
+        ``stop_timeout`` to end, and is cancelled. An actor keeps its address and the messages that wait for it. A
+        cancelled caller stops waiting; the restart goes on. It neither counts as one of its policy, nor makes these
+        be forgotten.
+
+        Raises:
+            UnknownNameError: If there is no such member.
+            StateError: If the lab does not run, or if a member asks for its own restart.
+            StuckError: If it does not end.
+            StoppingError: If its side is stopped, also meanwhile.
+            Exception: Whatever it raised before it was ready; its policy then goes on.
+        """
+        action = f"restart_actor({name!r})"
+        self._expect(ManagerState.RUNNING, action)
+        stages = {member: side.stage for side in (self.v2, self.v4) for member in side.stage.members}
+        if name not in stages:
+            raise unknown_name("member", name, stages)
+        stage = stages[name]
+        self._expect_caller_outside((stage.members[name],), action, "It would wait for its own end.")
+        await self._in_own_task(stage.restart, name, lambda: self._lines.take_back(name, "its owner is restarted"))
 
     async def stop_v2(self, timeout: float | None = None) -> StageReport:
         """Stop V2 alone, within *timeout* seconds; V4, hardware and recording go on."""

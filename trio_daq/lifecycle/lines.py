@@ -79,24 +79,33 @@ class Lines:
         for port in self.serial.values():
             if os.path.realpath(port.path) == real:
                 return port
-        raise _unknown("serial port", name_or_path, self.serial)
+        raise unknown_name("serial port", name_or_path, self.serial)
 
     def session(self, name_or_resource: str | None) -> VisaSessionManager:
         """Return a session by its name or by any spelling of its resource; None for the only one there is."""
         if name_or_resource is None:
             if len(self.visa) == 1:
                 return next(iter(self.visa.values()))
-            raise _unknown("VISA session", "(none given)", self.visa)
+            raise unknown_name("VISA session", "(none given)", self.visa)
         if name_or_resource in self.visa:
             return self.visa[name_or_resource]
         try:
             canonical = canonical_resource(name_or_resource)
         except ValueError:
-            raise _unknown("VISA session", name_or_resource, self.visa) from None
+            raise unknown_name("VISA session", name_or_resource, self.visa) from None
         for session in self.visa.values():
             if canonical_resource(session.resource) == canonical:
                 return session
-        raise _unknown("VISA session", name_or_resource, self.visa)
+        raise unknown_name("VISA session", name_or_resource, self.visa)
+
+    def take_back(self, owner: str, reason: str) -> None:
+        """Take every port back that *owner* has, and end every transaction of theirs."""
+        for port in self.serial.values():
+            if port.current_owner() == owner:
+                port.revoke(reason)
+        for session in self.visa.values():
+            if session.statistics().transaction == owner:
+                session.revoke(reason)
 
     def snapshot(self) -> tuple[LineSnapshot, ...]:
         """Return what all lines look like now."""
@@ -158,7 +167,8 @@ def _session_snapshot(name: str, session: VisaSessionManager) -> LineSnapshot:
     )
 
 
-def _unknown(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
+    """Return the error of a name that nothing has, with the names that there are."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1)
     return UnknownNameError(kind=kind, name=name, known=names, suggestion=near[0] if near else None)

@@ -13,14 +13,15 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar, TypeVarTuple
 
+import outcome
 import trio
 
-from trio_daq.errors import StartError, StateError, StoppingError, is_bug
+from trio_daq.errors import StartError, StateError, StoppingError, StuckError, is_bug
 from trio_daq.lifecycle.member import Member, inside_member
 from trio_daq.lifecycle.report import ShutdownReport, StageReport
 from trio_daq.lifecycle.stage import Stage
@@ -28,6 +29,9 @@ from trio_daq.lifecycle.state import LEGAL_MOVES, ManagerState
 from trio_daq.sharing import ServiceNursery, checked_timeout
 
 _log = logging.getLogger("trio_daq.lifecycle")
+
+_T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
 
 _START_TIMEOUT = 30.0
 """Seconds that one stage may take to start."""
@@ -98,7 +102,8 @@ class Manager:
         Cancelled, or if a stage fails, those that had started are stopped again, in reverse order.
 
         Raises:
-            StateError: If the manager is not open, or runs already, or a member of its last life still does.
+            StateError: If the manager is not open, or runs already.
+            StuckError: If a member of its last life still runs.
             StartError: If a stage failed or took longer than 30 s.
         """
         root = self._opened("start()")
@@ -223,33 +228,34 @@ class Manager:
 
     async def _stop_one(self, stage: Stage, timeout: float | None) -> StageReport:
         """Stop one stage of a running manager, in a task of the manager's own."""
-        root = self._opened(f"stopping {stage.name}")
+        self._opened(f"stopping {stage.name}")
         self._expect(ManagerState.RUNNING, f"stopping {stage.name}")
         self._expect_outside((stage,), f"stopping {stage.name}", "Let another part of the program do it.")
         left = math.inf if timeout is None else checked_timeout(timeout)
-        reports: list[StageReport] = []
+        return await self._in_own_task(stage.stop, *_split(left, (stage,)))
+
+    async def _in_own_task(self, work: Callable[[*_Ts], Awaitable[_T]], *args: *_Ts) -> _T:
+        """Do *work* in a task of the manager's own, so that a cancelled caller only stops waiting for it."""
+        results: list[outcome.Outcome[_T]] = []
         ended = trio.Event()
 
-        async def stop() -> None:
+        async def do() -> None:
             with trio.CancelScope(shield=True):
-                reports.append(await stage.stop(*_split(left, (stage,))))
+                results.append(await outcome.acapture(work, *args))
                 ended.set()
 
-        root.start_soon(stop)
+        self._opened(getattr(work, "__name__", "it")).start_soon(do)
         await ended.wait()
-        return reports[0]
+        return results[0].unwrap()
 
     def _member_failed(self, stage: Stage, member: Member) -> None:
-        """Stop everything for a bug, and carry on otherwise."""
-        error = member.error
-        assert error is not None
-        if not isinstance(error, Exception):
-            self.request_shutdown(f"{member.name} ended by {type(error).__name__}", error)
-        elif is_bug(error):
-            _log.error("%s.%s failed by a bug; stopping everything", stage.name, member.name, exc_info=error)
-            self.request_shutdown(f"{member.name} failed by a bug: {type(error).__name__}", error)
-        else:
-            _log.error("%s.%s failed: %s", stage.name, member.name, error)
+        """Stop everything if the member's rules say so, and carry on otherwise."""
+        error, failure = member.error, member.failure
+        assert failure is not None
+        bug = error if error is not None and is_bug(error) else None
+        _log.error("%s.%s %s", stage.name, member.name, failure.reason, exc_info=bug)
+        if failure.stops_lab:
+            self.request_shutdown(f"{member.name} {failure.reason}", error)
 
     async def _start_stage(self, root: trio.Nursery, stage: Stage) -> None:
         stage.open()
@@ -341,14 +347,21 @@ class Manager:
             raise StateError(action=action, expected=state.value, actual=self._state.value)
 
     def _expect_outside(self, stages: Iterable[Stage], action: str, hint: str) -> None:
+        self._expect_caller_outside((member for stage in stages for member in stage.members.values()), action, hint)
+
+    def _expect_caller_outside(self, members: Iterable[Member], action: str, hint: str) -> None:
         caller = inside_member.get()
-        if any(caller is member for stage in stages for member in stage.members.values()):
+        if any(caller is member for member in members):
             assert caller is not None
             expected, actual = "called from outside of what it stops", f"called from {caller.name!r}"
             raise StateError(action=action, expected=expected, actual=actual, hint=hint)
 
     def _expect_ended(self, stages: Iterable[Stage], action: str) -> None:
         for stage in stages:
+            reports = [member.report() for member in stage.members.values()]
+            if stuck := [report for report in reports if report.outcome == "stuck"]:
+                names = ", ".join(f"{stage.name}.{report.name}" for report in stuck)
+                raise StuckError(member=names, where=tuple(frame for report in stuck for frame in report.frames))
             if not stage.has_ended:
                 left = [member.name for member in stage.members.values() if not member.done.is_set()]
                 actual = f"left with {', '.join(left) or stage.name} still running"

@@ -1,8 +1,10 @@
 """One part of a lab that runs in a task of its own: a driver, an actor, a port, a session, a recorder.
 
-A member knows how to start, how to be asked to stop, and what became of it. It does not know its siblings.
+A member is a place in which lives follow each other. It knows how to start one, how to ask it to stop, what follows
+when it has ended, and what became of it. It does not know its siblings.
 
-Invariant: once ``done`` is set, its task has nothing left to do.
+Invariants: one life at a time, and the next begins only when the one before has ended wholly; once ``done`` is set,
+its task has nothing left to do; once it was asked to stop, no life begins.
 """
 
 from __future__ import annotations
@@ -16,9 +18,13 @@ import trio
 
 from trio_daq.errors import StoppingError
 from trio_daq.lifecycle.report import MemberReport, Outcome
+from trio_daq.lifecycle.supervision import Fail, Restart, Supervision, Supervisor
 from trio_daq.sharing import acting_as
 
 _log = logging.getLogger("trio_daq.lifecycle")
+
+_AFTERMATH_TIMEOUT = 5.0
+"""Seconds for what is to be done after a life and before the next, such as making its instrument safe."""
 
 inside_member: ContextVar[Member | None] = ContextVar("trio_daq_inside_member", default=None)
 """The member whose task, or descendant of it, runs; None outside of members."""
@@ -36,17 +42,22 @@ class Member:
 
     Args:
         name: Its id, unique in the lab.
-        serve: What it does.
-        request_stop: Asks it to end by itself, without waiting; None if it cannot be asked, and is cancelled at once,
-            as it is if this fails.
+        serve: What it does; called once for each life.
+        request_stop: Asks the life that runs to end by itself, without waiting; None if it cannot be asked, and is
+            cancelled at once, as it is if this fails.
+        request_restart: Asks the same if another life will follow; *request_stop* if omitted.
+        on_end: Called when no life will follow.
+        supervision: When a life follows another.
         stop_timeout: Seconds that it has to end by itself; None for those of its stage.
         abandoned_threads: Tells which threads it left behind.
         dropped_messages: Tells how many messages to it nobody handled.
-        on_end: Called when it has ended for good.
 
     Attributes:
-        done: Set when it has ended.
-        error: What it failed with, if it did.
+        done: Set when it has ended, and no life will follow unless somebody asks for it.
+        error: What a life of it failed with last, if one did.
+        restarts: How many lives followed the first.
+        failure: Why it gets no further life, if that is a failure.
+        on_life_ended: Awaited after each life and before the next, shielded, for at most 5 s. Set by its stage.
     """
 
     def __init__(
@@ -55,56 +66,104 @@ class Member:
         serve: Serve,
         request_stop: Callable[[], object] | None = None,
         *,
+        request_restart: Callable[[], object] | None = None,
+        on_end: Callable[[], object] = lambda: None,
+        supervision: Supervision = Supervision(),  # noqa: B008 - it is frozen
         stop_timeout: float | None = None,
         abandoned_threads: Callable[[], tuple[str, ...]] = tuple,
         dropped_messages: Callable[[], int] = int,
-        on_end: Callable[[], object] = bool,
     ) -> None:
         self.name = name
         self.request_stop = request_stop
         self.stop_timeout = stop_timeout
-        self.done = trio.Event()
         self.error: BaseException | None = None
+        self.restarts = 0
+        self.on_life_ended: Callable[[Member], Awaitable[None]] | None = None
         self._serve = serve
-        self._scope = trio.CancelScope()
-        self._task: trio.lowlevel.Task | None = None
-        self._started = False
-        self._cancelled = False
-        self._stop_asked_at: float | None = None
-        self._ended_at: float | None = None
+        self._request_restart = request_restart
+        self._on_end = on_end
+        self._supervisor = Supervisor(supervision)
         self._abandoned_threads = abandoned_threads
         self._dropped_messages = dropped_messages
-        self._on_end = on_end
+        self._task: trio.lowlevel.Task | None = None
+        self._scope = trio.CancelScope()
+        self.prepare(patient=not supervision.required)
 
-    async def run(self, on_failure: Callable[[Member], object], *, task_status: trio.TaskStatus[None]) -> None:
-        """Serve to the end. Runs as a task of its stage.
+    @property
+    def is_ready(self) -> bool:
+        """Whether a life of it runs and has started."""
+        return self._ready and self._alive
+
+    def prepare(self, *, patient: bool) -> None:
+        """Get ready for `run`, in the same step in which that is handed to a nursery: a stop from here on counts.
+
+        Args:
+            patient: Whether the policy also covers its start, whose error is then not raised.
+        """
+        self.done = trio.Event()
+        self.failure: Fail | None = None
+        self._patient = patient
+        self._stopping = trio.Event()
+        self._ready = self._has_started = self._alive = self._cancelled = self._will_restart = False
+        self._last_error: BaseException | None = None
+        self._stop_asked_at: float | None = None
+        self._ended_at: float | None = None
+
+    async def run(self, on_change: Callable[[Member], object], *, task_status: trio.TaskStatus[None]) -> None:
+        """Live to the end, as often as the rules have it. Runs as a task of its stage.
 
         An error before it was ready is raised to whoever starts it, a `StoppingError` if it was stopped; later it is
-        kept, and *on_failure* is told.
+        kept. *on_change* is told of each life that is ready, and of each end that another life or a failure follows.
         """
         self._task = trio.lowlevel.current_task()
         inside_member.set(self)
+        status = _Started(self, task_status, on_change)
         try:
-            with self._scope, acting_as(self.name):
-                await self._serve(task_status=_Started(self, task_status))
-        except (Exception, SystemExit) as error:
-            self.error = error
-            if not self._started:
-                raise
+            while not self._stopping.is_set():
+                await self._live(status)
+                if self._last_error is not None and not (status.told or self._patient):
+                    raise self._last_error
+                decision = self._supervisor.decide(self._last_error, trio.current_time())
+                if isinstance(decision, Fail) and not (self._will_restart and not decision.stops_lab):
+                    self.failure = decision
+                if not isinstance(decision, Restart) or self._stopping.is_set():
+                    break
+                _log.warning("%s %s; it is started again in %.2f s", self.name, decision.reason, decision.after)
+                on_change(self)
+                status.tell()
+                with trio.move_on_after(decision.after):
+                    await self._stopping.wait()
+                if not self._stopping.is_set():
+                    self.restarts += 1
         finally:
             self._ended_at = trio.current_time()
-            self._on_end()
+            if not self._will_restart:
+                self._on_end()
             self.done.set()
-        if self._cancelled and not self._started:
+        if self._stopping.is_set() and not status.told:
             raise StoppingError(subsystem=self.name, action="its start")
-        if self.error is not None:
-            on_failure(self)
+        if self.failure is not None:
+            on_change(self)
+            status.tell()
 
-    async def stop(self, grace: float, hard: float, hurry: trio.Event) -> MemberReport:
-        """Ask it to stop, cancel it after *grace* seconds or at *hurry*, and give it up after *hard* more."""
-        if not self.done.is_set():
-            self._stop_asked_at = trio.current_time()
-            if self._ask_to_stop():
+    async def stop(self, grace: float, hard: float, hurry: trio.Event, *, will_restart: bool = False) -> MemberReport:
+        """Ask it to stop, cancel it after *grace* seconds or at *hurry*, and give it up after *hard* more.
+
+        Args:
+            grace: Seconds that it has to end by itself.
+            hard: Seconds more that it has to end when it is cancelled.
+            hurry: Set to cut the grace short.
+            will_restart: Whether its owner will `run` it again. A stop for good goes before.
+        """
+        if self.done.is_set():
+            if not will_restart:
+                self._on_end()
+        else:
+            self._will_restart = will_restart and not (self._stopping.is_set() and not self._will_restart)
+            self._stopping.set()
+            if self._stop_asked_at is None:
+                self._stop_asked_at = trio.current_time()
+            if not self._alive or self._ask_to_stop():
                 with trio.move_on_after(grace):
                     await _first(self.done, hurry)
             if not self.done.is_set():
@@ -112,7 +171,20 @@ class Member:
                 self._scope.cancel(reason=f"{self.name} is being stopped")
                 with trio.move_on_after(hard):
                     await self.done.wait()
+            if not self.done.is_set():
+                self._will_restart = False  # it was given up; should it end one day, that is for good
         return self.report()
+
+    def trouble(self) -> str | None:
+        """Say what is wrong with it, to follow its name; a life that was followed by another is no trouble."""
+        if self.failure is not None:
+            return self.failure.reason
+        outcome = self._outcome()
+        if outcome == "stuck":
+            return "does not end"
+        if outcome == "restarting" and not self._has_started and self._last_error is not None:
+            return f"has not started: {type(self._last_error).__name__}: {self._last_error}"
+        return None
 
     def report(self) -> MemberReport:
         """Say what became of it so far."""
@@ -124,16 +196,33 @@ class Member:
             outcome=outcome,
             seconds=ended_at - asked_at if asked_at is not None else 0.0,
             error=self.error,
+            restarts=self.restarts,
             frames=self._frames() if outcome == "stuck" else (),
             abandoned_threads=self._abandoned_threads(),
             dropped_messages=self._dropped_messages(),
         )
 
+    async def _live(self, status: _Started) -> None:
+        """Have one life and what comes after it."""
+        self._ready, self._alive, self._last_error = False, True, None
+        self._scope = trio.CancelScope()
+        try:
+            with self._scope, acting_as(self.name):
+                await self._serve(task_status=status)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the rules say what follows
+            self.error = self._last_error = error
+        finally:
+            self._alive = False
+            if self.on_life_ended is not None:
+                with trio.move_on_after(_AFTERMATH_TIMEOUT, shield=True):
+                    await self.on_life_ended(self)
+
     def _ask_to_stop(self) -> bool:
-        if self.request_stop is None:
+        ask = self._request_restart if self._will_restart and self._request_restart is not None else self.request_stop
+        if ask is None:
             return False
         try:
-            self.request_stop()
+            ask()
         except Exception:  # noqa: BLE001 - it must be stopped all the same
             _log.exception("%s cannot be asked to stop, so it is cancelled", self.name)
             return False
@@ -141,8 +230,8 @@ class Member:
 
     def _outcome(self) -> Outcome:
         if not self.done.is_set():
-            return "stuck" if self._cancelled else "running"
-        if self.error is not None:
+            return "stuck" if self._cancelled else "running" if self._alive else "restarting"
+        if self._last_error is not None or self.failure is not None:
             return "failed"
         if self._cancelled:
             return "cancelled"
@@ -160,15 +249,26 @@ class Member:
 
 
 class _Started:
-    """Passes ``started()`` on, and remembers it."""
+    """Passes the first ``started()`` on to whoever starts the member, and notes each."""
 
-    def __init__(self, member: Member, task_status: trio.TaskStatus[None]) -> None:
+    def __init__(
+        self, member: Member, task_status: trio.TaskStatus[None], on_change: Callable[[Member], object]
+    ) -> None:
+        self.told = False
         self._member = member
         self._task_status = task_status
+        self._on_change = on_change
 
     def started(self, _: object = None) -> None:
-        self._member._started = True
-        self._task_status.started()
+        self._member._ready = self._member._has_started = True
+        self.tell()
+        self._on_change(self._member)
+
+    def tell(self) -> None:
+        """Let whoever starts the member go on."""
+        if not self.told:
+            self.told = True
+            self._task_status.started()
 
 
 async def _first(*events: trio.Event) -> None:

@@ -6,8 +6,9 @@ from typing import Literal
 
 import attrs
 
-Outcome = Literal["running", "ended", "drained", "cancelled", "stuck", "failed"]
-"""``ended`` by itself before the stop, ``drained`` within its grace, ``cancelled`` after it, ``stuck`` despite that."""
+Outcome = Literal["running", "restarting", "ended", "drained", "cancelled", "stuck", "failed"]
+"""``restarting`` between two lives, ``ended`` by itself before the stop, ``drained`` within its grace, ``cancelled``
+after it, ``stuck`` despite that."""
 
 
 @attrs.frozen(kw_only=True)
@@ -18,7 +19,8 @@ class MemberReport:
         name: Its id.
         outcome: How it ended.
         seconds: From the request to stop to its end; 0 if it had ended before.
-        error: What it failed with.
+        error: What it failed with last.
+        restarts: How often it was started again.
         frames: Where a stuck member is, innermost first.
         abandoned_threads: Threads of its own that it left behind, still inside a call.
         dropped_messages: Messages to an actor that nobody handled any more.
@@ -28,6 +30,7 @@ class MemberReport:
     outcome: Outcome
     seconds: float = 0.0
     error: BaseException | None = None
+    restarts: int = 0
     frames: tuple[str, ...] = ()
     abandoned_threads: tuple[str, ...] = ()
     dropped_messages: int = 0
@@ -85,6 +88,8 @@ def _line(member: MemberReport) -> str:
     text = f"{member.name:<24} {member.outcome:<9} {member.seconds:6.2f} s"
     if member.error is not None:
         text += f"  {type(member.error).__name__}: {member.error}"
+    if member.restarts:
+        text += f"  started again {member.restarts} times"
     if member.abandoned_threads:
         text += f"  left threads: {', '.join(member.abandoned_threads)}"
     if member.dropped_messages:

@@ -16,8 +16,11 @@ from trio_daq.lifecycle.lines import Lines
 from trio_daq.lifecycle.member import Member
 from trio_daq.lifecycle.stage import Stage
 from trio_daq.lifecycle.state import Status
+from trio_daq.lifecycle.supervision import Supervision
 
 _A = TypeVar("_A", bound=Actor)
+
+_ONCE = Supervision()
 
 
 class Side:
@@ -29,7 +32,8 @@ class Side:
         lines: Where its members find their ports and sessions.
         distributor: Where its members publish.
         folder: Where its drivers are looked for first.
-        on_failure: Told of a member that fails.
+        on_failure: Told of a member that fails and gets no further life.
+        on_life_ended: Awaited after each life of a member and before its next. See `Stage`.
     """
 
     def __init__(
@@ -40,14 +44,23 @@ class Side:
         distributor: DataDistributor,
         folder: Path | None,
         on_failure: Callable[[Stage, Member], object],
+        on_life_ended: Callable[[Member], Awaitable[None]] | None = None,
     ) -> None:
         self.config = config
-        self.stage = Stage(name, self._populate, self._failed, self._stopped, stop_timeout=config.stop_timeout)
+        self.stage = Stage(
+            name,
+            self._populate,
+            on_failure,
+            self._stopped,
+            on_change=self._update,
+            on_life_ended=on_life_ended,
+            stop_timeout=config.stop_timeout,
+        )
+        self._populated = False
         self._distributor = distributor
         self._actors = ActorRegistry()
         self._lines = lines
         self._folder = folder
-        self._report_failure = on_failure
         self._status = AsyncValue(Status.INACTIVE)
 
     @property
@@ -65,9 +78,9 @@ class Side:
             return []
         name = self.stage.name
         return [
-            f"{name}.{member.name} failed: {type(member.error).__name__}: {member.error}"
+            f"{name}.{member.name} {trouble}"
             for member in self.stage.members.values()
-            if member.error is not None
+            if (trouble := member.trouble()) is not None
         ]
 
     async def _populate(self, stage: Stage) -> None:
@@ -75,18 +88,21 @@ class Side:
             return
         for member in self.config.instruments:
             await stage.add(self._member(member, resolve_driver(member, self._folder)))
-        if self.status is not Status.ERROR:
-            self._status.value = Status.ACTIVE
+        self._populated = True
+        self._update()
 
     def _member(self, config: MemberConfig, driver: ResolvedDriver) -> Member:
         kwargs = {**self._lines_of(config), **config.options}
+        rules = Supervision(
+            restart=config.restart, required=config.required, on_bug=config.on_bug, escalate=config.escalate
+        )
         if driver.kind == "actor":
             actor_class = cast("type[Actor]", driver.target)
             return actor_member(
-                config.id, actor_class, (), kwargs, self._distributor, self._actors, config.stop_timeout
+                config.id, actor_class, (), kwargs, self._distributor, self._actors, config.stop_timeout, rules
             )[0]
         make = task_member if driver.kind == "task" else thread_member
-        return make(config.id, driver.target, (), kwargs, self._distributor, config.stop_timeout)
+        return make(config.id, driver.target, (), kwargs, self._distributor, config.stop_timeout, rules)
 
     def _lines_of(self, config: MemberConfig) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -100,12 +116,16 @@ class Side:
                 found[key] = tuple(find(name) for name in names)
         return found
 
-    def _failed(self, stage: Stage, member: Member) -> None:
-        if stage.is_running:
+    def _update(self) -> None:
+        if not self.stage.is_running:
+            return
+        if any(member.trouble() is not None for member in self.stage.members.values()):
             self._status.value = Status.ERROR
-        self._report_failure(stage, member)
+        elif self._populated:
+            self._status.value = Status.ACTIVE
 
     def _stopped(self) -> None:
+        self._populated = False
         self._status.value = Status.INACTIVE
 
 
@@ -113,7 +133,12 @@ class V2Side(Side):
     """Old drivers: async functions, and blocking functions in threads."""
 
     async def spawn(
-        self, target: Callable[..., Awaitable[Any]], *args: Any, name: str | None = None, **kwargs: Any
+        self,
+        target: Callable[..., Awaitable[Any]],
+        *args: Any,
+        name: str | None = None,
+        supervision: Supervision = _ONCE,
+        **kwargs: Any,
     ) -> Member:
         """Run an async function as a member, called as ``target(*args, **kwargs)``.
 
@@ -124,18 +149,24 @@ class V2Side(Side):
             target: What to run.
             args: Its arguments.
             name: Id of the member; the name of the function if omitted.
+            supervision: When it is started again; if omitted, it runs once.
             kwargs: Its keyword arguments.
 
         Raises:
             StoppingError: If the side does not run.
             ValueError: If a member of that name runs.
         """
-        member = task_member(name or target.__name__, target, args, kwargs, self._distributor)
+        member = task_member(name or target.__name__, target, args, kwargs, self._distributor, supervision=supervision)
         await self.stage.add(member)
         return member
 
     async def spawn_thread(
-        self, target: Callable[..., Any], *args: Any, name: str | None = None, **kwargs: Any
+        self,
+        target: Callable[..., Any],
+        *args: Any,
+        name: str | None = None,
+        supervision: Supervision = _ONCE,
+        **kwargs: Any,
     ) -> Member:
         """Run a blocking function in a thread of its own as a member, called as ``target(*args, **kwargs)``.
 
@@ -143,7 +174,9 @@ class V2Side(Side):
         a `ThreadContext`, and is asked to stop through it; otherwise its doors close when the side stops. Arguments
         and errors are those of `spawn`.
         """
-        member = thread_member(name or target.__name__, target, args, kwargs, self._distributor)
+        member = thread_member(
+            name or target.__name__, target, args, kwargs, self._distributor, supervision=supervision
+        )
         await self.stage.add(member)
         return member
 
@@ -151,7 +184,14 @@ class V2Side(Side):
 class V4Side(Side):
     """Actors."""
 
-    async def spawn(self, actor_class: type[_A], *args: Any, name: str | None = None, **kwargs: Any) -> ActorRef[_A]:
+    async def spawn(
+        self,
+        actor_class: type[_A],
+        *args: Any,
+        name: str | None = None,
+        supervision: Supervision = _ONCE,
+        **kwargs: Any,
+    ) -> ActorRef[_A]:
         """Start an actor as a member, made by ``actor_class(*args, **kwargs)``, and return its address.
 
         If its ``__init__`` has a parameter ``context`` it gets a `DriverContext`.
@@ -160,6 +200,7 @@ class V4Side(Side):
             actor_class: Its class.
             args: Arguments of its ``__init__``.
             name: Id of the member; the name of the class if omitted.
+            supervision: When it is started again; if omitted, it runs once.
             kwargs: Keyword arguments of its ``__init__``.
 
         Raises:
@@ -168,7 +209,9 @@ class V4Side(Side):
             Exception: Whatever its ``on_start`` raised.
         """
         member_id = name or actor_class.__name__
-        member, cell = actor_member(member_id, actor_class, args, kwargs, self._distributor, self._actors)
+        member, cell = actor_member(
+            member_id, actor_class, args, kwargs, self._distributor, self._actors, supervision=supervision
+        )
         try:
             await self.stage.add(member)
         except BaseException:

@@ -3,17 +3,19 @@
 A stage knows its members and nothing of the other stages.
 
 Invariants: its scope is shielded exactly from the moment when it has started, so a start can be timed out, and after
-that nothing but `stop` ends its members; a stopped stage takes no new members; of one stage, one life runs at a time.
+that nothing but `stop` ends its members; a stopped stage takes no new members and starts none again; of one stage, one
+life runs at a time.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Awaitable, Callable
 
 import trio
 
-from trio_daq.errors import StoppingError
+from trio_daq.errors import StoppingError, StuckError
 from trio_daq.lifecycle.member import Member
 from trio_daq.lifecycle.report import MemberReport, StageReport
 from trio_daq.sharing import ServiceNursery
@@ -27,8 +29,10 @@ class Stage:
     Args:
         name: Its name, for example ``"v4"``.
         populate: Adds the first members, by `add`, at each start.
-        on_failure: Told of a member that fails after it had started.
+        on_failure: Told of a member that fails after it had started, and gets no further life.
         on_stopped: Told when it was stopped, or did not start.
+        on_change: Told when a member has started, is going to be started again, has failed, or is stuck.
+        on_life_ended: Awaited after each life of a member and before its next, shielded, for at most 5 s.
         stop_timeout: Seconds that its members have to end by themselves.
         hard_timeout: Seconds more that they have to end when they are cancelled.
     """
@@ -40,6 +44,8 @@ class Stage:
         on_failure: Callable[[Stage, Member], object],
         on_stopped: Callable[[], object] | None = None,
         *,
+        on_change: Callable[[], object] = lambda: None,
+        on_life_ended: Callable[[Member], Awaitable[None]] | None = None,
         stop_timeout: float = 5.0,
         hard_timeout: float = 1.0,
     ) -> None:
@@ -52,6 +58,9 @@ class Stage:
         self._populate = populate
         self._on_failure = on_failure
         self._on_stopped = on_stopped
+        self._on_change = on_change
+        self._on_life_ended = on_life_ended
+        self._restarting = trio.Lock()
         self._nursery: trio.Nursery | None = None
         self._open = self._started = False
         self._stopped = trio.Event()
@@ -114,12 +123,44 @@ class Stage:
             raise ValueError(f"{self.name} has a running member called {member.name!r}; choose another name")
         self.starting = member.name
         self.members[member.name] = member
+        member.on_life_ended = self._on_life_ended
         try:
-            await self._nursery.start(member.run, self._failed)
+            await self._nursery.start(member.run, self._changed)
         except BaseException:
             del self.members[member.name]
             raise
         self.starting = None
+
+    async def restart(self, name: str, take_back: Callable[[], object]) -> None:
+        """End the life of a member, be it running, between two lives, or failed, and start it again.
+
+        Args:
+            name: Its id.
+            take_back: Takes back what it holds, so that it cannot end later than those who wait for that.
+
+        Raises:
+            StuckError: If it does not end, or leaves a thread of its own inside a call. It is cancelled, and is not
+                started.
+            StoppingError: If the stage is stopped, also meanwhile.
+            Exception: Whatever it raised before it was ready; its policy then goes on.
+        """
+        member = self.members[name]
+        async with self._restarting:
+            if self._open:
+                take_back()
+                grace = self.stop_timeout if member.stop_timeout is None else member.stop_timeout
+                report = await member.stop(grace, self.hard_timeout, self.hurry, will_restart=True)
+                left = {thread.name for thread in threading.enumerate()}.intersection(report.abandoned_threads)
+                if report.outcome == "stuck" or left:
+                    self._on_change()
+                    raise StuckError(member=f"{self.name}.{name}", where=report.frames or sorted(left))
+            if self._nursery is None or not self._open:
+                raise StoppingError(subsystem=self.name, action=f"starting {name!r} again")
+            member.prepare(patient=True)
+            member.restarts += 1
+            await self._nursery.start(member.run, self._changed)
+            if not member.is_ready and member.error is not None:
+                raise member.error
 
     async def stop(self, grace: float, hard: float) -> StageReport:
         """Close the intake, stop all members at once, and say what became of each.
@@ -159,8 +200,10 @@ class Stage:
         for member in list(self.members.values()):
             await member.done.wait()
 
-    def _failed(self, member: Member) -> None:
-        self._on_failure(self, member)
+    def _changed(self, member: Member) -> None:
+        self._on_change()
+        if member.failure is not None:
+            self._on_failure(self, member)
 
     def _tell_stopped(self) -> None:
         if self._on_stopped is not None:

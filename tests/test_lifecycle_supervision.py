@@ -464,6 +464,35 @@ async def test_a_thread_is_restarted_with_doors_and_a_context_of_its_own():
     assert threads[0] != threads[1]
 
 
+async def test_no_second_thread_beside_one_that_is_inside_a_call():
+    """While the thread of the old life sits in a call that nobody can end, StuckError names it; afterwards it works."""
+    released = threading.Event()
+    lives: list[str] = []
+
+    def old_driver() -> None:
+        lives.append(threading.current_thread().name)
+        released.wait(10)
+
+    async with lab() as manager:
+        await manager.start()
+        await manager.v2.spawn_thread(old_driver, name="old")
+        with pytest.raises(StuckError, match="old #1"):
+            await manager.restart_actor("old")
+        assert lives == ["old #1"]
+        released.set()
+        with trio.fail_after(5):
+            await trio.to_thread.run_sync(join, "old #1")
+            await manager.restart_actor("old")
+            await manager.wait_all_ended()
+    assert lives == ["old #1", "old #2"]
+
+
+def join(name: str) -> None:
+    for thread in threading.enumerate():
+        if thread.name == name:
+            thread.join(5)
+
+
 # --- real lines ------------------------------------------------------------------------------------------------------
 
 

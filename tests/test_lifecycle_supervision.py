@@ -466,16 +466,18 @@ async def test_a_thread_is_restarted_with_doors_and_a_context_of_its_own():
 
 async def test_no_second_thread_beside_one_that_is_inside_a_call():
     """While the thread of the old life sits in a call that nobody can end, StuckError names it; afterwards it works."""
-    released = threading.Event()
+    begun, released = threading.Event(), threading.Event()
     lives: list[str] = []
 
     def old_driver() -> None:
         lives.append(threading.current_thread().name)
+        begun.set()
         released.wait(10)
 
     async with lab() as manager:
         await manager.start()
         await manager.v2.spawn_thread(old_driver, name="old")
+        await trio.to_thread.run_sync(begun.wait, 5)
         with pytest.raises(StuckError, match="old #1"):
             await manager.restart_actor("old")
         assert lives == ["old #1"]

@@ -316,6 +316,36 @@ async def test_a_fault_during_the_stop_is_reported_and_nothing_more(autojump_clo
     assert "started again" not in caplog.text
 
 
+async def test_what_follows_a_life_is_bounded_and_harms_nobody(autojump_clock, caplog):
+    """An aftermath that hangs is cut after 5 s, and one that raises is logged; the next life begins all the same."""
+    begun: list[float] = []
+
+    async def serve(*, task_status: trio.TaskStatus[None]) -> None:
+        begun.append(trio.current_time())
+        task_status.started()
+        if len(begun) < 3:
+            raise OSError("unplugged")
+        await trio.sleep_forever()
+
+    async def aftermath(member: Member) -> None:
+        if len(begun) == 1:
+            await trio.sleep_forever()
+        raise ValueError("cannot be made safe")
+
+    async def populate(stage: Stage) -> None:
+        await stage.add(Member("m", serve, supervision=ON_FAILURE))
+
+    stage = Stage("v2", populate, lambda *_: None, on_life_ended=aftermath)
+    stage.open()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(stage.serve)
+        await trio.sleep(10)
+        await stage.stop(1, 1)
+    assert 5.15 <= begun[1] - begun[0] <= 5.25
+    assert begun[2] - begun[1] <= 0.5
+    assert "cannot be made safe" in caplog.text
+
+
 # --- restart_actor ---------------------------------------------------------------------------------------------------
 
 

@@ -316,6 +316,36 @@ async def test_a_fault_during_the_stop_is_reported_and_nothing_more(autojump_clo
     assert "started again" not in caplog.text
 
 
+async def test_what_follows_a_life_is_bounded_and_harms_nobody(autojump_clock, caplog):
+    """An aftermath that hangs is cut after 5 s, and one that raises is logged; the next life begins all the same."""
+    begun: list[float] = []
+
+    async def serve(*, task_status: trio.TaskStatus[None]) -> None:
+        begun.append(trio.current_time())
+        task_status.started()
+        if len(begun) < 3:
+            raise OSError("unplugged")
+        await trio.sleep_forever()
+
+    async def aftermath(member: Member) -> None:
+        if len(begun) == 1:
+            await trio.sleep_forever()
+        raise ValueError("cannot be made safe")
+
+    async def populate(stage: Stage) -> None:
+        await stage.add(Member("m", serve, supervision=ON_FAILURE))
+
+    stage = Stage("v2", populate, lambda *_: None, on_life_ended=aftermath)
+    stage.open()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(stage.serve)
+        await trio.sleep(10)
+        await stage.stop(1, 1)
+    assert 5.15 <= begun[1] - begun[0] <= 5.25
+    assert begun[2] - begun[1] <= 0.5
+    assert "cannot be made safe" in caplog.text
+
+
 # --- restart_actor ---------------------------------------------------------------------------------------------------
 
 
@@ -462,6 +492,37 @@ async def test_a_thread_is_restarted_with_doors_and_a_context_of_its_own():
     assert [one.outcome for one in report.stages[1].members] == ["drained"]
     assert contexts[0] is not contexts[1]
     assert threads[0] != threads[1]
+
+
+async def test_no_second_thread_beside_one_that_is_inside_a_call():
+    """While the thread of the old life sits in a call that nobody can end, StuckError names it; afterwards it works."""
+    begun, released = threading.Event(), threading.Event()
+    lives: list[str] = []
+
+    def old_driver() -> None:
+        lives.append(threading.current_thread().name)
+        begun.set()
+        released.wait(10)
+
+    async with lab() as manager:
+        await manager.start()
+        await manager.v2.spawn_thread(old_driver, name="old")
+        await trio.to_thread.run_sync(begun.wait, 5)
+        with pytest.raises(StuckError, match="old #1"):
+            await manager.restart_actor("old")
+        assert lives == ["old #1"]
+        released.set()
+        with trio.fail_after(5):
+            await trio.to_thread.run_sync(join, "old #1")
+            await manager.restart_actor("old")
+            await manager.wait_all_ended()
+    assert lives == ["old #1", "old #2"]
+
+
+def join(name: str) -> None:
+    for thread in threading.enumerate():
+        if thread.name == name:
+            thread.join(5)
 
 
 # --- real lines ------------------------------------------------------------------------------------------------------

@@ -214,8 +214,11 @@ class Member:
         finally:
             self._alive = False
             if self.on_life_ended is not None:
-                with trio.move_on_after(_AFTERMATH_TIMEOUT, shield=True):
-                    await self.on_life_ended(self)
+                try:
+                    with trio.move_on_after(_AFTERMATH_TIMEOUT, shield=True):
+                        await self.on_life_ended(self)
+                except Exception:  # noqa: BLE001 - raised here it would take the siblings along
+                    _log.exception("%s: what follows a life of it failed", self.name)
 
     def _ask_to_stop(self) -> bool:
         ask = self._request_restart if self._will_restart and self._request_restart is not None else self.request_stop

@@ -268,10 +268,14 @@ async def test_a_nursery_around_an_actor_is_no_circle(autojump_clock):
     async def stop():
         cell.stop()
 
+    async def tell_last():
+        await until_blocked()  # tasks of a nursery start in any order
+        await cell.ref.tell(Do(stop))
+
     async with trio.open_nursery() as nursery:
         nursery.start_soon(cell.ref.ask, Do(functools.partial(trio.sleep, 1)))
         nursery.start_soon(cell.ref.tell, Do(nothing))
-        nursery.start_soon(cell.ref.tell, Do(stop))
+        nursery.start_soon(tell_last)
         await cell.serve()
     assert cell.statistics().handled == 3
 

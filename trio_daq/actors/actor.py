@@ -35,7 +35,7 @@ class Actor:
     overflow: ClassVar[Overflow] = "block"
 
     _handlers: ClassVar[dict[type[Message[Any]], str]] = {}
-    _life: Life | None = None
+    _trio_daq_life: Life | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -69,6 +69,6 @@ class Actor:
         self._running().tell_later(0.0, period, message)
 
     def _running(self) -> Life:
-        if self._life is None:
+        if self._trio_daq_life is None:
             raise AttributeError(f"{type(self).__name__} does not run: spawn it, and set timers in on_start or later")
-        return self._life
+        return self._trio_daq_life

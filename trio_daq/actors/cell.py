@@ -135,7 +135,7 @@ class ActorCell(Generic[_A]):
             self._lives += 1
             try:
                 actor = self.make()
-                actor._life = life
+                actor._trio_daq_life = life
                 try:
                     async with ServiceNursery() as nursery:
                         await life.live(actor, nursery, task_status)

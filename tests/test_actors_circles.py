@@ -201,7 +201,7 @@ async def test_asking_oneself_while_starting(lab):
     class Eager(Doer):
         async def on_start(self):
             with pytest.raises(DeadlockError):
-                await self._life._cell.ref.ask(Do(nothing))
+                await self._trio_daq_life._cell.ref.ask(Do(nothing))
 
     await lab.spawn("a", Eager)
 

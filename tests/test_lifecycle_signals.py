@@ -125,6 +125,14 @@ class Program:
         return code
 
 
+@pytest.fixture(autouse=True)
+def hang_up_is_heard() -> Iterator[None]:
+    """Let a lab that a test starts hear SIGHUP also if the tests run under ``nohup``, whose children would not."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture
 def program(tmp_path: Path) -> Iterator[Callable[..., Program]]:
     """Start a lab with those V2 members, and wait until it runs."""

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from trio_daq.errors import DaqError, LineUnusableError, PortBusyError
+from trio_daq.errors import DaqError, LeaseRevokedError, LineUnusableError, PortBusyError
 from trio_daq.serialport.line import SerialLine
 from trio_daq.serialport.state import LineState
 from trio_daq.sharing import Lease
@@ -46,7 +46,7 @@ async def _look(lease: Lease, line: SerialLine) -> None:
     try:
         async with lease.hold(KEEPER, 0):
             line.catch_up(trio.current_time())
-    except (PortBusyError, trio.ClosedResourceError):
+    except (PortBusyError, LeaseRevokedError, trio.ClosedResourceError):
         pass
     except trio.BrokenResourceError:
         await line.hang_up()

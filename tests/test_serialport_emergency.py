@@ -89,19 +89,18 @@ async def test_an_owner_in_the_middle_of_a_query(port, lab) -> None:
 
 async def test_half_a_command_is_ended_and_not_finished(lab) -> None:
     """A command that was cut in the middle does not swallow the safe state, and its rest is never sent."""
-    async with SharedSerialPort(config_of(lab, char_delay=0.05)) as port:
-        async with trio.open_nursery() as nursery:
+    async with SharedSerialPort(config_of(lab, char_delay=0.05)) as port, trio.open_nursery() as nursery:
 
-            async def slow(task_status) -> None:
-                async with port.acquire("slow") as guard:
-                    task_status.started()
-                    with pytest.raises(LeaseRevokedError):
-                        await guard.write_only(b"SHUT 1\r\n", timeout=5)
+        async def slow(task_status) -> None:
+            async with port.acquire("slow") as guard:
+                task_status.started()
+                with pytest.raises(LeaseRevokedError):
+                    await guard.write_only(b"SHUT 1\r\n", timeout=5)
 
-            with trio.fail_after(5):
-                await nursery.start(slow)
-                await trio.sleep(0.12)
-                assert (await port.make_safe(3)).outcome == "confirmed"
+        with trio.fail_after(5):
+            await nursery.start(slow)
+            await trio.sleep(0.12)
+            assert (await port.make_safe(3)).outcome == "confirmed"
     assert "SHUT 1" not in commands(lab)
     assert shutter_commands(lab)[0] == "SHUT 0"
 
@@ -219,7 +218,7 @@ async def test_a_device_that_went_away_and_came_back(lab, tmp_path) -> None:
         said = len(commands(lab))
         await lab.replug_stage()
         with trio.fail_after(5):
-            while port.last_safe_state is None:
+            while port.last_safe_state is None:  # noqa: ASYNC110 - the keeper tells nobody
                 await trio.sleep(0.01)
         assert port.last_safe_state.outcome == "confirmed"
         assert commands(lab)[said:][:2] == ["SHUT 0", "SHUT?"]

@@ -41,13 +41,14 @@ class SafeTalk:
         deadline: Trio time of its end.
 
     Attributes:
+        deadline: The same.
         trouble: What is wrong so far, or would be if it ended now.
     """
 
     def __init__(self, steps: Sequence[Exchange], deadline: float) -> None:
         self.trouble = "" if steps else "it has no safe_state"
         self._steps = steps
-        self._deadline = deadline
+        self.deadline = deadline
         self._confirmed = False
         self._doing = "" if self.trouble else "it was not reached in time"
 
@@ -60,7 +61,8 @@ class SafeTalk:
             write: Writes the command of a step.
             read: Returns the next reply that comes before a Trio time, None if none does.
         """
-        queries = sum(bool(step.query) for step in self._steps)
+        # What a query may wait for; a write that follows the last one has its share too.
+        shares = sum(bool(step.query) for step in self._steps) + bool(self._steps[-1].write)
         self.trouble = ""
         for step in self._steps:
             self._doing = f"{printable(step.write or step.query)!r} could not be written in time"
@@ -69,8 +71,8 @@ class SafeTalk:
             if step.query:
                 now = trio.current_time()
                 self._doing = f"it did not answer {printable(step.query)!r} in time"
-                self._confirmed = await self._hear(step, read, now + (self._deadline - now) / queries)
-                queries -= 1
+                self._confirmed = await self._hear(step, read, now + (self.deadline - now) / shares)
+                shares -= 1
         self._doing = ""
 
     def result(self) -> SafeStateResult:

@@ -63,7 +63,7 @@ class Member:
         self.stop_timeout = stop_timeout
         self.done = trio.Event()
         self.error: BaseException | None = None
-        self._serve = serve
+        self.serve = serve
         self._scope = trio.CancelScope()
         self._task: trio.lowlevel.Task | None = None
         self._started = False
@@ -83,7 +83,7 @@ class Member:
         inside_member.set(self)
         try:
             with self._scope, acting_as(self.name):
-                await self._serve(task_status=_Started(self, task_status))
+                await self.serve(task_status=_Started(self, task_status))
         except (Exception, SystemExit) as error:
             self.error = error
             if not self._started:

@@ -14,6 +14,7 @@ from trio_daq.data import DataDistributor
 from trio_daq.lifecycle.driver_member import actor_member, task_member, thread_member
 from trio_daq.lifecycle.lines import Lines
 from trio_daq.lifecycle.member import Member
+from trio_daq.lifecycle.safe_state import SafeStates
 from trio_daq.lifecycle.stage import Stage
 from trio_daq.lifecycle.state import Status
 
@@ -30,6 +31,7 @@ class Side:
         distributor: Where its members publish.
         folder: Where its drivers are looked for first.
         on_failure: Told of a member that fails.
+        safe: Makes the lines of a member safe when it ends.
     """
 
     def __init__(
@@ -40,7 +42,9 @@ class Side:
         distributor: DataDistributor,
         folder: Path | None,
         on_failure: Callable[[Stage, Member], object],
+        safe: SafeStates,
     ) -> None:
+        self._safe = safe
         self.config = config
         self.stage = Stage(name, self._populate, self._failed, self._stopped, stop_timeout=config.stop_timeout)
         self._distributor = distributor
@@ -73,7 +77,9 @@ class Side:
         if not self.config.enabled:
             return
         for member in self.config.instruments:
-            await stage.add(self._member(member, resolve_driver(member, self._folder)))
+            made = self._member(member, resolve_driver(member, self._folder))
+            made.serve = self._safe.guarding(member, made.serve)
+            await stage.add(made)
         if self.status is not Status.ERROR:
             self._status.value = Status.ACTIVE
 

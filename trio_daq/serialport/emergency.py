@@ -52,6 +52,11 @@ class Emergency:
         self._preparation: trio.CancelScope | None = None
         self._prepared = trio.lowlevel.ParkingLot()
         self._is_due = False
+        self._grants = 0
+
+    def has_the_last_word(self) -> bool:
+        """Return whether nobody has had the line since it was made safe."""
+        return self.result is not None and self._grants == self._count_grants()
 
     @contextmanager
     def ends(self, preparation: trio.CancelScope) -> Iterator[None]:
@@ -104,8 +109,12 @@ class Emergency:
                 self.result = SafeStateResult("failed", "its driver does not come back from opening it")
         finally:
             self._under_way = None
+            self._grants = self._count_grants()
             ended.set()
             claim.release()
+
+    def _count_grants(self) -> int:
+        return sum(self._lease.statistics().grants.values())
 
     async def _talk(self, deadline: float) -> None:
         line = self._line

@@ -250,7 +250,8 @@ class SharedSerialPort:
         thread.
         """
         self._lease.turn_away(lambda owner: SessionClosedError(resource=self.path, owner=owner))
-        if self.config.safe_state and self._line.opens and not self._line.closed:
+        is_safe = not self.config.safe_state or not self._line.opens or self._emergency.has_the_last_word()
+        if not is_safe and not self._line.closed:
             await self.make_safe()
         await self._line.aclose(timeout)
 

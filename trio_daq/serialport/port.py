@@ -258,6 +258,7 @@ class SharedSerialPort:
     def _prepared_at_once(self, claim: Claim, station: str | None) -> SerialGuard | None:
         """Return a guard for the owner of *claim*, or None if the line needs something before."""
         line = self._line
+        self._refuse_if_seized(claim)
         if not line.is_ready_for(station):
             return None
         try:
@@ -320,14 +321,14 @@ class SharedSerialPort:
             raise
 
     async def _in_time(self, claim: Claim, step: Callable[[], Awaitable[None]]) -> None:
+        self._refuse_if_seized(claim)
         # Who does not want to wait for others still needs some time for the line itself.
         deadline = claim.deadline if claim.timeout else claim.granted_at + self.config.acquire_timeout
         with trio.move_on_at(deadline) as preparation, self._emergency.ends(preparation):
             await step()
             if claim.alive:
                 return
-        if claim.revoked is not None:
-            raise claim.revocation("acquire", "no")
+        self._refuse_if_seized(claim)
         raise AcquireTimeoutError(
             resource=self.path,
             wanted_by=claim.owner,
@@ -338,6 +339,11 @@ class SharedSerialPort:
             phase=self._line.phase,
             reason=self._line.trouble,
         )
+
+    @staticmethod
+    def _refuse_if_seized(claim: Claim) -> None:
+        if claim.revoked is not None:  # it may have been between the grant and its task's turn
+            raise claim.revocation("acquire", "no")
 
     @contextmanager
     def _explaining(self, claim: Claim) -> Iterator[None]:

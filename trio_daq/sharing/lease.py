@@ -432,8 +432,6 @@ class Claim:
                 await trio.lowlevel.cancel_shielded_checkpoint()
         else:
             await self._wait_in_line()
-        if self.revoked is not None:  # seized between the grant and this task's turn
-            raise self.revocation("acquire", "no")
         if lease._max_hold is not None:
             self.limit_hold(lease._max_hold)
         return self

@@ -127,6 +127,11 @@ EXAMPLES = {
         ConnectionError,
         ["/dev/ttyUSB7", "it never falls silent", "1.5 s", "Nothing was sent"],
     ),
+    "SafeStateError": (
+        {"resource": "serial.stage", "reason": "it did not answer 'SHUT?' in time"},
+        ConnectionError,
+        ["serial.stage", "it did not answer 'SHUT?' in time"],
+    ),
     "LineFeatureError": (
         {"resource": "/dev/ttyUSB7", "owner": "alice", "action": "send_break", "reason": "not a tty"},
         OSError,

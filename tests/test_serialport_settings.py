@@ -39,6 +39,8 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "reconnect": True,
         "identify": None,
         "on_reconnect": (),
+        "safe_state": (),
+        "safe_order": 0,
         "trace": False,
     }
     assert config.quiet == 1.0

@@ -30,6 +30,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "resync_timeout": 2.0,
         "reopen": True,
         "reconnect": True,
+        "safe_order": 0,
         "trace": False,
     }
 

@@ -10,7 +10,7 @@ Tree::
     ├── waiting    AcquireTimeoutError, PortBusyError, DeadlockError, LockOrderError, LeaseRevokedError
     ├── exchanges  ExchangeTimeoutError, CommandTimeoutError, CommandCancelledError, QueueFullError, ReplyError,
     │              InstrumentError, TransactionBrokenError
-    ├── lines      LineOpenError, LineLostError, LineUnusableError, LineFeatureError,
+    ├── lines      LineOpenError, LineLostError, LineUnusableError, LineFeatureError, SafeStateError,
     │              SessionClosedError, HungCallError
     ├── actors     AskTimeoutError, MailboxFullError, ActorStoppedError
     ├── data       PublishTimeoutError, AcknowledgeTimeoutError, RecordingError, RunFileError
@@ -439,6 +439,17 @@ class LineUnusableError(DaqError, ConnectionError):
             else "Close it, check the instrument, and open it again."
         )
         return f"{self.resource}: refuses to go on, because {self.reason}. Nothing was sent. {retry}"
+
+
+@_error
+class SafeStateError(DaqError, ConnectionError):
+    """The safe state of a line was not reached, so the lab does not start."""
+
+    resource: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.resource}: it cannot be made safe: {self.reason}. Look at the instrument itself."
 
 
 @_error

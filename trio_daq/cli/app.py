@@ -10,7 +10,8 @@ from typing import Annotated
 import cyclopts
 from rich.console import Console
 
-from trio_daq.errors import ConfigError, DaqError
+from trio_daq.errors import ConfigError, DaqError, StartError
+from trio_daq.lifecycle import EXIT_UNSAFE
 from trio_daq.wire import printable
 
 _USAGE = 2
@@ -66,6 +67,18 @@ def check(config: Path) -> int:
 
 
 @app.command
+def safe(config: Path) -> int:
+    """Make every line of a TOML file that has a safe_state safe, now. No interlock: it needs the line to work.
+
+    Args:
+        config: The file.
+    """
+    from trio_daq.cli.run import make_config_safe
+
+    return make_config_safe(config)
+
+
+@app.command
 def show(run: Path) -> int:
     """Show what a recorded run holds.
 
@@ -96,6 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for leaf in leaves:
             for line in str(leaf).splitlines():
                 errors.print(f"trio-daq: {printable(line, 2000)}", markup=False)
+        if any(isinstance(leaf, StartError) and getattr(leaf.report, "unsafe", ()) for leaf in leaves):
+            return EXIT_UNSAFE
         return _USAGE if isinstance(leaves[0], ConfigError) else _FAILED
     return int(code or 0)
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from trio_daq.cli.live_table import watch
 from trio_daq.config import DualConfig, check_drivers
-from trio_daq.lifecycle import DualRuntimeManager, run
+from trio_daq.lifecycle import EXIT_UNSAFE, DualRuntimeManager, ShutdownReport, make_safe_from_cold, run
 
 
 def run_config(path: Path) -> int:
@@ -29,10 +29,26 @@ def run_config(path: Path) -> int:
             await manager.wait_all_ended()
             nursery.cancel_scope.cancel()
 
-    code = run(config, until_ended, on_report=lambda report: console.print(str(report), markup=False))
-    for file in recorded:
-        console.print(f"recorded: {file}\nnext: trio-daq show {file}", markup=False, soft_wrap=True)
-    return code
+    def show(report: ShutdownReport) -> None:
+        console.print(str(report), markup=False)
+        for file in recorded:
+            console.print(f"recorded: {file}\nnext: trio-daq show {file}", markup=False, soft_wrap=True)
+        for line in report.unsafe if recorded else ():  # nothing that is printed may push this out of sight
+            console.print(str(line), markup=False, soft_wrap=True)
+
+    return run(config, until_ended, on_report=show, guarded=True)
+
+
+def make_config_safe(path: Path) -> int:
+    """Make the lines of a file safe from cold, and say how each went."""
+    config = DualConfig.load_from_file(path)
+    console = Console(soft_wrap=True, highlight=False)
+    reports = trio.run(make_safe_from_cold, config.serial, config.visa)
+    if not reports:
+        console.print(f"{path}: no line has a safe_state.", markup=False)
+    for report in sorted(reports, key=lambda report: report.result.outcome == "failed"):
+        console.print(str(report), markup=False)
+    return EXIT_UNSAFE if any(report.result.outcome == "failed" for report in reports) else 0
 
 
 def check_config(path: Path) -> int:

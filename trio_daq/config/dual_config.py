@@ -18,7 +18,7 @@ from trio_daq.config.conflicts import find_conflicts
 from trio_daq.config.problems import Origin, describe, did_you_mean
 from trio_daq.errors import ConfigError
 from trio_daq.serialport import SerialPortConfig
-from trio_daq.sharing import positive_seconds
+from trio_daq.sharing import checked_timeout, positive_seconds
 from trio_daq.visa import VisaSessionConfig
 
 Kind: TypeAlias = Literal["thread", "task", "actor"]
@@ -84,6 +84,10 @@ def _members(value: Iterable[MemberConfig]) -> tuple[MemberConfig, ...]:
     return tuple(value)
 
 
+def _seconds(_: Any, attribute: attrs.Attribute[Any], value: float) -> None:
+    checked_timeout(value, attribute.name)
+
+
 _is_bool = attrs.validators.instance_of(bool)
 
 
@@ -95,6 +99,8 @@ class ApplicationConfig:
         name: What the lab is called in logs and run files.
         log_level: ``"debug"``, ``"info"``, ``"warning"`` or ``"error"``.
         shutdown_timeout: Seconds for a whole ordered stop, hardware and recording included.
+        guard_after: Seconds of silence after which the guardian of ``trio-daq run`` ends the program and makes its
+            lines safe; 0 for no guardian. A program that stops its event loop for longer is ended so.
     """
 
     name: str = attrs.field(default="lab", validator=_text)
@@ -102,6 +108,7 @@ class ApplicationConfig:
         default="info", validator=attrs.validators.in_(("debug", "info", "warning", "error"))
     )
     shutdown_timeout: float = attrs.field(default=15.0, validator=positive_seconds)
+    guard_after: float = attrs.field(default=5.0, validator=_seconds)
 
 
 @attrs.frozen(kw_only=True)

@@ -3,10 +3,11 @@
 from trio_daq.lifecycle.dual import DualRuntimeManager, LabSnapshot
 from trio_daq.lifecycle.health import HealthReport
 from trio_daq.lifecycle.lines import LineSnapshot
-from trio_daq.lifecycle.manager import EXIT_STUCK, Manager
+from trio_daq.lifecycle.manager import EXIT_STUCK, EXIT_UNSAFE, Manager
 from trio_daq.lifecycle.member import Member
-from trio_daq.lifecycle.report import MemberReport, ShutdownReport, StageReport
+from trio_daq.lifecycle.report import MemberReport, SafeStateReport, ShutdownReport, StageReport
 from trio_daq.lifecycle.running import run, run_lab, stop_on_signals
+from trio_daq.lifecycle.safe_state import make_safe_from_cold
 from trio_daq.lifecycle.side import V2Side, V4Side
 from trio_daq.lifecycle.stage import Stage
 from trio_daq.lifecycle.state import ManagerState, Status
@@ -14,6 +15,7 @@ from trio_daq.lifecycle.supervision import Supervision
 
 __all__ = [
     "EXIT_STUCK",
+    "EXIT_UNSAFE",
     "DualRuntimeManager",
     "HealthReport",
     "LabSnapshot",
@@ -22,6 +24,7 @@ __all__ = [
     "ManagerState",
     "Member",
     "MemberReport",
+    "SafeStateReport",
     "ShutdownReport",
     "Stage",
     "StageReport",
@@ -29,6 +32,7 @@ __all__ = [
     "Supervision",
     "V2Side",
     "V4Side",
+    "make_safe_from_cold",
     "run",
     "run_lab",
     "stop_on_signals",

@@ -19,7 +19,8 @@ from trio_daq.lifecycle.health import HealthReport
 from trio_daq.lifecycle.lines import Lines, LineSnapshot, unknown_name
 from trio_daq.lifecycle.manager import Manager
 from trio_daq.lifecycle.member import Member
-from trio_daq.lifecycle.report import MemberReport, ShutdownReport, StageReport
+from trio_daq.lifecycle.report import MemberReport, SafeStateReport, ShutdownReport, StageReport
+from trio_daq.lifecycle.safe_state import SafeStates
 from trio_daq.lifecycle.side import Side, V2Side, V4Side
 from trio_daq.lifecycle.stage import Stage
 from trio_daq.lifecycle.state import ManagerState, Status
@@ -84,12 +85,21 @@ class DualRuntimeManager(Manager):
         self.distributor = DataDistributor()
         self.recorder: Recorder | None = None
         self._lines = Lines(config)
-        self.v2 = V2Side("v2", config.v2, self._lines, self.distributor, config.folder, self._member_failed)
-        self.v4 = V4Side("v4", config.v4, self._lines, self.distributor, config.folder, self._member_failed)
+        self._safe = safe = SafeStates(config, self._lines)
+        self.v2 = V2Side(
+            "v2", config.v2, self._lines, self.distributor, config.folder, self._member_failed, safe.after_life_of
+        )
+        self.v4 = V4Side(
+            "v4", config.v4, self._lines, self.distributor, config.folder, self._member_failed, safe.after_life_of
+        )
+        hardware = Stage("hardware", self._lines.populate, self._member_failed, stop_timeout=3.0)
+        # Its seconds are hard ones, so that neither a short budget nor a second signal cuts them.
+        made_safe = Stage("safe state", safe.populate, self._member_failed, hard_timeout=safe.seconds)
         super().__init__(
             (
                 Stage("recording", self._populate_recording, self._recording_failed),
-                Stage("hardware", self._lines.populate, self._member_failed, stop_timeout=3.0),
+                hardware,
+                *((made_safe,) if safe.seconds else ()),
                 self.v2.stage,
                 self.v4.stage,
             ),
@@ -98,6 +108,7 @@ class DualRuntimeManager(Manager):
             # A subscriber that waits for nobody any more must not hold up members that publish while they stop.
             on_stopping=lambda: self.distributor.detach_blocking(keep="recorder"),
             on_report=on_report,
+            safe_states=safe.reports,
         )
 
     @property
@@ -131,6 +142,17 @@ class DualRuntimeManager(Manager):
     ) -> str:
         """Queue a command on a session and return its reply. See `VisaSessionManager.enqueue_command`."""
         return await self._lines.session(session).enqueue_command(command, timeout, owner)
+
+    async def make_safe(self, name: str | None = None) -> tuple[SafeStateReport, ...]:
+        """Take the steps of ``safe_state`` now, on a line such as ``"serial.stage"`` or on all, and say how it went.
+
+        Whoever has the line loses it. See `SharedSerialPort.make_safe` and `VisaSessionManager.make_safe`. It is no
+        interlock: it needs this program, the computer and the line to work.
+
+        Raises:
+            UnknownNameError: If there is no such line, or it has no safe state.
+        """
+        return await self._safe.make_safe(name)
 
     def v2_status(self) -> Status:
         """Return how V2 is."""

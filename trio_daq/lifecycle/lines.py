@@ -107,6 +107,13 @@ class Lines:
             if session.statistics().transaction == owner:
                 session.revoke(reason)
 
+    async def close(self, line: object, timeout: float) -> None:
+        """Close one line for good; what is in flight has no time left."""
+        if isinstance(line, SharedSerialPort):
+            await line.aclose(timeout)
+        elif isinstance(line, VisaSessionManager):
+            await line.close(0)
+
     def snapshot(self) -> tuple[LineSnapshot, ...]:
         """Return what all lines look like now."""
         ports = [_port_snapshot(name, port) for name, port in self.serial.items()]

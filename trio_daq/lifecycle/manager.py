@@ -23,7 +23,7 @@ import trio
 
 from trio_daq.errors import StartError, StateError, StoppingError, StuckError, is_bug
 from trio_daq.lifecycle.member import Member, inside_member
-from trio_daq.lifecycle.report import ShutdownReport, StageReport
+from trio_daq.lifecycle.report import SafeStateReport, ShutdownReport, StageReport
 from trio_daq.lifecycle.stage import Stage
 from trio_daq.lifecycle.state import LEGAL_MOVES, ManagerState
 from trio_daq.sharing import ServiceNursery, checked_timeout
@@ -47,6 +47,10 @@ EXIT_STUCK = 3
 """Exit code of a process that had to be ended around a stuck member."""
 
 
+EXIT_UNSAFE = 4
+"""Exit code of a process that may have left a line in another state than its safe one."""
+
+
 class Manager:
     """Stages in order.
 
@@ -57,6 +61,7 @@ class Manager:
             ``"exit"`` the process with code 3 after flushing.
         on_stopping: Called once before the first stage is stopped.
         on_report: Called with the report of each shutdown, before anything may exit.
+        safe_states: Tells, after the last stage, what became of the safe states of lines.
     """
 
     def __init__(
@@ -67,7 +72,9 @@ class Manager:
         on_stuck: Literal["wait", "exit"] = "wait",
         on_stopping: Callable[[], object] | None = None,
         on_report: Callable[[ShutdownReport], object] | None = None,
+        safe_states: Callable[[], tuple[SafeStateReport, ...]] = tuple,
     ) -> None:
+        self._safe_states = safe_states
         self._stages = tuple(stages)
         self._shutdown_timeout = checked_timeout(shutdown_timeout, "shutdown_timeout")
         self._on_stuck = on_stuck
@@ -301,6 +308,7 @@ class Manager:
                 seconds=trio.current_time() - started,
                 timeout=self._timeout,
                 stages=tuple(reports),
+                safe_states=self._safe_states(),
             )
             _log.info("stopped in %.2f s of %g s: %s", self._report.seconds, self._timeout, self._reason)
             self._move(ManagerState.STOPPED, "shutdown")
@@ -322,7 +330,7 @@ class Manager:
             for stream in (sys.stdout, sys.stderr):
                 with suppress(OSError, ValueError):  # its reader is gone
                     stream.flush()
-            os._exit(EXIT_STUCK)
+            os._exit(EXIT_UNSAFE if self._report is not None and self._report.unsafe else EXIT_STUCK)
         members = [member for stage in self._stages for member in stage.members.values()]
         with trio.CancelScope(shield=True):
             while waiting := [member for member in members if not member.done.is_set()]:

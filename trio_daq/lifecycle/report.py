@@ -6,6 +6,8 @@ from typing import Literal
 
 import attrs
 
+from trio_daq.sharing import SafeStateResult
+
 Outcome = Literal["running", "restarting", "ended", "drained", "cancelled", "stuck", "failed"]
 """``restarting`` between two lives, ``ended`` by itself before the stop, ``drained`` within its grace, ``cancelled``
 after it, ``stuck`` despite that."""
@@ -51,6 +53,24 @@ class StageReport:
 
 
 @attrs.frozen(kw_only=True)
+class SafeStateReport:
+    """What became of one line when it was made safe.
+
+    Attributes:
+        name: Its name in the lab, such as ``"serial.stage"``.
+        result: What became of it.
+    """
+
+    name: str
+    result: SafeStateResult
+
+    def __str__(self) -> str:
+        if self.result.outcome == "failed":
+            return f"NOT SAFE: {self.name}: {self.result.reason}"
+        return f"{self.name:<24} safe state {self.result}"
+
+
+@attrs.frozen(kw_only=True)
 class ShutdownReport:
     """How a whole shutdown went, stage after stage.
 
@@ -59,12 +79,19 @@ class ShutdownReport:
         seconds: How long it took.
         timeout: How long it was allowed to take.
         stages: The stages in the order in which they were stopped.
+        safe_states: What became of each line that has a safe state.
     """
 
     reason: str
     seconds: float
     timeout: float
     stages: tuple[StageReport, ...]
+    safe_states: tuple[SafeStateReport, ...] = ()
+
+    @property
+    def unsafe(self) -> tuple[SafeStateReport, ...]:
+        """Lines that may not be in their safe state."""
+        return tuple(report for report in self.safe_states if report.result.outcome == "failed")
 
     @property
     def stuck(self) -> tuple[MemberReport, ...]:
@@ -81,6 +108,8 @@ class ShutdownReport:
         for stage in self.stages:
             lines.append(f"  {stage.name:<12} {stage.seconds:6.2f} s")
             lines += [f"    {_line(member)}" for member in stage.members]
+        lines += [f"  {report}" for report in self.safe_states if report not in self.unsafe]
+        lines += [str(report) for report in self.unsafe]  # last, where it is seen
         return "\n".join(lines)
 
 

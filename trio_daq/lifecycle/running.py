@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import trio
 
 from trio_daq.config import DualConfig
 from trio_daq.errors import StartError
 from trio_daq.lifecycle.dual import DualRuntimeManager
-from trio_daq.lifecycle.manager import EXIT_STUCK, Manager
+from trio_daq.lifecycle.manager import EXIT_STUCK, EXIT_UNSAFE, Manager
 from trio_daq.lifecycle.report import ShutdownReport
+
+if TYPE_CHECKING:
+    from trio_daq.lifecycle.guardian import Guardian
 
 _ORDERLY = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name))
 
@@ -25,6 +29,7 @@ def run(
     main: Callable[[DualRuntimeManager], Awaitable[object]] | None = None,
     *,
     on_report: Callable[[ShutdownReport], object] | None = None,
+    guarded: bool = False,
 ) -> int:
     """Run a lab until *main* returns, all its members have ended, or a signal comes; stop it in order.
 
@@ -35,9 +40,13 @@ def run(
         config: The lab, or the path of its TOML file.
         main: What to do while it runs, called as ``await main(manager)``.
         on_report: Called with the report of the shutdown.
+        guarded: Start a guardian, as ``trio-daq run`` does: a process that makes the lines safe that have a
+            ``safe_state`` if this one is killed, or its event loop stands still for ``guard_after``, which ends it.
+            POSIX only; elsewhere there is none.
 
     Returns:
-        The exit code: 0 ended by itself, 1 a member failed, 3 a member was stuck, 128 + n stopped by signal n.
+        The exit code: 0 ended by itself, 1 a member failed, 3 a member was stuck, 4 a line was not made
+            safe, 128 + n stopped by signal n.
 
     Raises:
         ConfigError: If the settings are wrong.
@@ -45,16 +54,30 @@ def run(
         Exception: Whatever *main* raised, or the bug that a member failed by, after the lab was stopped.
     """
     settings = config if isinstance(config, DualConfig) else DualConfig.load_from_file(config)
-    return trio.run(run_lab, settings, main, on_report, restrict_keyboard_interrupt_to_checkpoints=True)
+    return trio.run(run_lab, settings, main, on_report, guarded, restrict_keyboard_interrupt_to_checkpoints=True)
 
 
 async def run_lab(
     config: DualConfig,
     main: Callable[[DualRuntimeManager], Awaitable[object]] | None = None,
     on_report: Callable[[ShutdownReport], object] | None = None,
+    guarded: bool = False,
 ) -> int:
     """Do what `run` does, inside a Trio program."""
-    manager = DualRuntimeManager(config, on_stuck="exit", on_report=on_report)
+    guardians: list[Guardian] = []
+
+    def report_end(report: ShutdownReport) -> None:
+        if not report.unsafe:  # else it may succeed where this process, in whatever state it is, did not
+            _dismiss(guardians)
+        if on_report is not None:
+            on_report(report)
+
+    manager = DualRuntimeManager(config, on_stuck="exit", on_report=report_end)
+    if guarded and os.name == "posix":
+        from trio_daq.lifecycle.guardian import Guardian
+
+        guardians.append(Guardian(config))
+        trio.lowlevel.spawn_system_task(guardians[0].beat)
     with stop_on_signals(manager) as caught:
         try:
             async with manager:
@@ -66,12 +89,21 @@ async def run_lab(
         except StartError:
             if not caught:
                 raise
+    report = manager.report
+    if report is None:  # nothing was opened
+        _dismiss(guardians)
+    elif report.unsafe:
+        return EXIT_UNSAFE
     if caught:
         return 128 + caught[0]
-    report = manager.report
     if report is None:
         return 0
     return EXIT_STUCK if report.stuck else 1 if report.failed else 0
+
+
+def _dismiss(guardians: Iterable[Guardian]) -> None:
+    for guardian in guardians:
+        guardian.dismiss()
 
 
 @contextmanager

@@ -44,8 +44,9 @@ async def _look(lease: Lease, line: SerialLine) -> None:
     if lease.holder is not None:
         return  # who has it sees for themselves
     try:
-        async with lease.hold(KEEPER, 0):
-            line.catch_up(trio.current_time())
+        async with lease.hold(KEEPER, 0) as claim:
+            if claim.alive:
+                line.catch_up(trio.current_time())
     except (PortBusyError, trio.ClosedResourceError):
         pass
     except trio.BrokenResourceError:
@@ -56,9 +57,10 @@ async def _mend(lease: Lease, line: SerialLine, make_ready: Callable[[], Awaitab
     try:
         if line.state is LineState.LOST:
             await line.wait_next_try()
-        async with lease.hold(KEEPER, _PATIENCE):
+        async with lease.hold(KEEPER, _PATIENCE) as claim:
             with trio.move_on_after(_PATIENCE):
-                await make_ready()
+                if claim.alive:  # else it was made safe between the grant and this
+                    await make_ready()
     except LineUnusableError as error:
         await line.pause(error.retry_in or _HEARTBEAT)
     except (DaqError, trio.BrokenResourceError):

@@ -307,6 +307,12 @@ class SerialLine:
         if self._stream is not None:
             self._stream.wake()
 
+    def cut_short(self) -> bytes:
+        """Forget the rest of a command that was half written, and return what ends it; nothing if there was none."""
+        ending = self.config.write_terminator if self._recovery.has_unsent else b""
+        self._recovery.forget_unsent()
+        return ending
+
     def lose(self) -> None:
         """Note that the device is gone; the line can be opened again."""
         self.trouble = "it went away"

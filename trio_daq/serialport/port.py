@@ -19,6 +19,7 @@ import attrs
 import trio
 
 from trio_daq.errors import AcquireTimeoutError, LineLostError, LineOpenError, SessionClosedError
+from trio_daq.serialport.emergency import SAFE_TIMEOUT, Emergency
 from trio_daq.serialport.greeting import greet
 from trio_daq.serialport.guard import SerialGuard
 from trio_daq.serialport.keeper import keep_line
@@ -26,7 +27,7 @@ from trio_daq.serialport.line import OpenStream, SerialLine
 from trio_daq.serialport.opening import open_byte_stream
 from trio_daq.serialport.settings import SerialPortConfig
 from trio_daq.serialport.state import LineState
-from trio_daq.sharing import Claim, Lease, LeaseStatistics, LineKind
+from trio_daq.sharing import Claim, Lease, LeaseStatistics, LineKind, SafeStateResult, checked_timeout
 from trio_daq.wire import TraceEntry
 
 
@@ -79,6 +80,7 @@ class SharedSerialPort:
         self.config = config
         self._lease = Lease(config.path, config.acquire_timeout)
         self._line = SerialLine(config, open_stream)
+        self._emergency = Emergency(self._lease, self._line)
         self._exchanges: Counter[str] = Counter()
 
     @property
@@ -100,6 +102,11 @@ class SharedSerialPort:
     def state(self) -> LineState:
         """How far the line can be trusted."""
         return self._line.state
+
+    @property
+    def last_safe_state(self) -> SafeStateResult | None:
+        """What became of the last attempt to make it safe, by whomever; None if there was none."""
+        return self._emergency.result
 
     def is_available(self) -> bool:
         """Return whether an `acquire` would be granted without waiting for another owner."""
@@ -151,6 +158,17 @@ class SharedSerialPort:
         """
         return self._lease.revoke(reason) if self._lease.is_revocable else None
 
+    async def make_safe(self, timeout: float = SAFE_TIMEOUT) -> SafeStateResult:
+        """Take the steps of ``safe_state`` now, whoever has the port and whatever state it is in, and say how it went.
+
+        The port is taken back from its owner (`LeaseRevokedError`), the queue waits, half a command is ended first, and
+        nothing is waited for before the first write. Replies that were not expected are dropped. The line is made
+        clean before the next owner gets it. It is opened if it is not.
+
+        Shielded: it ends after *timeout* seconds, whatever happens.
+        """
+        return await self._emergency.make_safe(checked_timeout(timeout, zero=False))
+
     async def open(self, owner: str | None = None, timeout: float = 10.0) -> None:
         """Open the device now rather than at the first `acquire`, to find out early if that is not possible.
 
@@ -187,7 +205,7 @@ class SharedSerialPort:
         A `DualRuntimeManager` runs this for each of its ports. Without it the first in line does that work, on their
         own deadline.
         """
-        await keep_line(self._lease, self._line, self._make_ready_at_once)
+        await keep_line(self._lease, self._line, self._make_ready_unless_ended)
 
     def unsolicited(self, room: int = 100) -> AbstractContextManager[trio.MemoryReceiveChannel[bytes]]:
         """Return a ``with`` block that gives the lines which the instrument sends by itself, without terminator.
@@ -227,14 +245,20 @@ class SharedSerialPort:
     async def aclose(self, timeout: float = 2.0) -> None:
         """Close the port for good; whoever has it or waits for it gets `SessionClosedError`.
 
-        Bounded and shielded: a driver that holds the close longer than *timeout* seconds is left to a thread.
+        A port that was opened and has a ``safe_state`` is made safe before, as by `make_safe`; nothing is said on the
+        line after that. Bounded and shielded: a driver that holds the close longer than *timeout* seconds is left to a
+        thread.
         """
         self._lease.turn_away(lambda owner: SessionClosedError(resource=self.path, owner=owner))
+        is_safe = not self.config.safe_state or not self._line.opens or self._emergency.has_the_last_word()
+        if not is_safe and not self._line.closed:
+            await self.make_safe()
         await self._line.aclose(timeout)
 
     def _prepared_at_once(self, claim: Claim, station: str | None) -> SerialGuard | None:
         """Return a guard for the owner of *claim*, or None if the line needs something before."""
         line = self._line
+        self._refuse_if_seized(claim)
         if not line.is_ready_for(station):
             return None
         try:
@@ -258,7 +282,10 @@ class SharedSerialPort:
                 with self._explaining(claim):
                     await self._in_time(claim, lambda: greet(host, line))
             except BaseException:
-                host._release(failed=True)
+                if claim.alive:
+                    host._release(failed=True)
+                else:  # an emergency has the line now, and has to know of half a command
+                    host._settle(failed=True)
                 raise
             host._settle(failed=False)
             with self._explaining(claim):
@@ -280,8 +307,13 @@ class SharedSerialPort:
             else:
                 return
 
+    async def _make_ready_unless_ended(self) -> None:
+        with trio.CancelScope() as preparation, self._emergency.ends(preparation):
+            await self._make_ready_at_once()
+
     async def _make_ready_at_once(self, station: str | None = None) -> None:
         try:
+            await self._emergency.follow_loss()
             await self._line.make_ready(station)
             self._line.catch_up(trio.current_time())
         except trio.BrokenResourceError:
@@ -289,11 +321,14 @@ class SharedSerialPort:
             raise
 
     async def _in_time(self, claim: Claim, step: Callable[[], Awaitable[None]]) -> None:
+        self._refuse_if_seized(claim)
         # Who does not want to wait for others still needs some time for the line itself.
         deadline = claim.deadline if claim.timeout else claim.granted_at + self.config.acquire_timeout
-        with trio.move_on_at(deadline):
+        with trio.move_on_at(deadline) as preparation, self._emergency.ends(preparation):
             await step()
-            return
+            if claim.alive:
+                return
+        self._refuse_if_seized(claim)
         raise AcquireTimeoutError(
             resource=self.path,
             wanted_by=claim.owner,
@@ -304,6 +339,11 @@ class SharedSerialPort:
             phase=self._line.phase,
             reason=self._line.trouble,
         )
+
+    @staticmethod
+    def _refuse_if_seized(claim: Claim) -> None:
+        if claim.revoked is not None:  # it may have been between the grant and its task's turn
+            raise claim.revocation("acquire", "no")
 
     @contextmanager
     def _explaining(self, claim: Claim) -> Iterator[None]:

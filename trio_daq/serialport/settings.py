@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import attrs
 
-from trio_daq.sharing import checked_timeout, positive_int, positive_seconds
+from trio_daq.sharing import checked_timeout, positive_int, positive_seconds, whole_number
 from trio_daq.wire import Exchange, SyncQuery, check_pattern, parse_terminator
 
 
@@ -153,6 +153,10 @@ class SerialPortConfig:
             False gives the first error.
         identify: Asked whenever the port has been opened; another reply than the expected one means another device.
         on_reconnect: Steps to take when the device has come back, before anybody gets the port.
+        safe_state: Steps that make the instrument safe, such as ``{write = "SHUT 0"}`` and ``{query = "SHUT?", expect =
+            "0"}``: taken by `SharedSerialPort.make_safe`, after the device went away and came back, and as the last
+            thing before the port closes.
+        safe_order: Lines of a lower number are made safe before those of a higher one; equal ones at once.
         trace: Log every message to ``trio_daq.trace``. The last 200 exchanges are kept in any case.
     """
 
@@ -194,6 +198,8 @@ class SerialPortConfig:
         converter=_steps,
         validator=_each_a_step,
     )
+    safe_state: tuple[Exchange, ...] = attrs.field(default=(), converter=_steps, validator=_each_a_step)
+    safe_order: int = attrs.field(default=0, validator=whole_number)
     trace: bool = attrs.field(default=False, validator=_is_bool)
 
     def __attrs_post_init__(self) -> None:

@@ -3,10 +3,11 @@
 from trio_daq.sharing.alarms import Alarm
 from trio_daq.sharing.backoff import Backoff
 from trio_daq.sharing.bell import Bell
-from trio_daq.sharing.deadlines import checked_timeout, positive_int, positive_seconds
+from trio_daq.sharing.deadlines import checked_timeout, positive_int, positive_seconds, whole_number
 from trio_daq.sharing.histogram import Histogram
 from trio_daq.sharing.lease import Claim, Lease, LeaseStatistics
 from trio_daq.sharing.owner import acting_as, current_agent, on_behalf_of, owner_name
+from trio_daq.sharing.safe_talk import SafeStateResult, SafeTalk
 from trio_daq.sharing.service_nursery import ServiceNursery
 from trio_daq.sharing.several import Acquirable, acquire_all
 from trio_daq.sharing.wait_graph import Agent, Holder, LineKind, forget_waiting, note_waiting
@@ -24,6 +25,8 @@ __all__ = [
     "Lease",
     "LeaseStatistics",
     "LineKind",
+    "SafeStateResult",
+    "SafeTalk",
     "ServiceNursery",
     "WorkerThread",
     "acquire_all",
@@ -36,4 +39,5 @@ __all__ = [
     "owner_name",
     "positive_int",
     "positive_seconds",
+    "whole_number",
 ]

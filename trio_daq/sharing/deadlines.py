@@ -37,3 +37,9 @@ def positive_int(_: object, attribute: Any, value: int) -> None:
         raise TypeError(f"{attribute.name} is a whole number, not {value!r}")
     if value <= 0:
         raise ValueError(f"{attribute.name} must be above 0, not {value!r}")
+
+
+def whole_number(_: object, attribute: Any, value: int) -> None:
+    """Check that a field of a settings class is a whole number, as an attrs validator."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{attribute.name} is a whole number, not {value!r}")

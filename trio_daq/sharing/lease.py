@@ -174,13 +174,25 @@ class Lease:
         claim = self._held
         if claim is None:
             return None
-        claim.revoked = reason
-        self._revocations += 1
-        _log.warning("%s: taken back from %s after %.3f s: %s", self.resource, claim.owner, self.held_for, reason)
-        if claim.on_revoked is not None:
-            claim.on_revoked()
-        self._release(claim)
+        self._take_back(claim, reason)
         return claim.owner
+
+    def seize(self, owner: str, reason: str) -> Claim:
+        """Take the lease back from its holder, whoever that is, and return a claim of *owner*, before all who wait.
+
+        The claim is to be released. It is there at once, and cannot be told to its holder that it is taken back.
+        """
+        now = trio.current_time()
+        claim = Claim(self, owner, 0.0)
+        claim.task = task = trio.lowlevel.current_task()
+        claim.agent = current_agent() or task
+        claim.depth = len(task.child_nurseries)
+        claim.asked_at = now
+        if self._held is None:
+            self._grant(claim, now)
+        else:
+            self._take_back(self._held, reason, claim)
+        return claim
 
     def turn_away(self, error_for: Callable[[str], Exception]) -> None:
         """End every wait, now and later, by ``error_for(owner)``: the thing is gone for good."""
@@ -218,7 +230,15 @@ class Lease:
         if _log.isEnabledFor(logging.DEBUG):
             _log.debug("%s: granted to %s after %.6f s", self.resource, owner, now - claim.asked_at)
 
-    def _release(self, claim: Claim) -> None:
+    def _take_back(self, claim: Claim, reason: str, successor: Claim | None = None) -> None:
+        claim.revoked = reason
+        self._revocations += 1
+        _log.warning("%s: taken back from %s after %.3f s: %s", self.resource, claim.owner, self.held_for, reason)
+        if claim.on_revoked is not None:
+            claim.on_revoked()
+        self._release(claim, successor)
+
+    def _release(self, claim: Claim, successor: Claim | None = None) -> None:
         now = trio.current_time()
         self._hold_times.add(now - claim.granted_at)
         if _log.isEnabledFor(logging.DEBUG):
@@ -228,7 +248,9 @@ class Lease:
         claim._let_go()
         if self.kind is not LineKind.SERIAL:
             forget_granted(claim)
-        if self._waiting:
+        if successor is not None:
+            self._grant(successor, now)
+        elif self._waiting:
             # Handed over at once, before the successor runs: nobody who asks in between can overtake.
             successor = next(iter(self._waiting))
             self._take_out(successor)

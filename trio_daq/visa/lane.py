@@ -72,7 +72,8 @@ class Lane:
     async def _take_a_turn(self) -> bool:
         """Do one thing; return whether there was any."""
         for demand in tuple(self.demands):
-            if demand.result is None and not self._has_room_for(demand.link):
+            urgent = demand.priority == "urgent"  # to make it safe, which is worth the place of another
+            if demand.result is None and not urgent and not self._has_room_for(demand.link):
                 continue
             await self._make_room_for(demand.link)
             await trio.lowlevel.checkpoint_if_cancelled()  # a worker that ends leaves it to the next one

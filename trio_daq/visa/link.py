@@ -81,6 +81,7 @@ class VisaLink:
         is_busy: Whether the worker is at it.
         attempt: The scope in which the worker is at it.
         rest: Where one waits until it is not.
+        is_closing: Whether it is made safe for the last time, so that it is not worth while to mend it after that.
     """
 
     def __init__(self, resource: str, canonical: str, config: VisaSessionConfig, make_transport: MakeTransport) -> None:
@@ -106,6 +107,7 @@ class VisaLink:
         self._own_talk = OwnTalk(resource, config, self.trace)
         self._resync = Resync(canonical, config, self.trace)
         self.attempt = trio.CancelScope()
+        self.is_closing = False
 
     # --- what the worker has to know ---------------------------------------------------------------------------------
 
@@ -160,6 +162,21 @@ class VisaLink:
             self.attempt.cancel()
 
     # --- what the worker does ----------------------------------------------------------------------------------------
+
+    def new_transport(self) -> Transport:
+        """Return a connection that is not open yet."""
+        return self._make_transport(self.config)
+
+    def soil(self, trouble: str) -> None:
+        """Note that what comes next may belong to nobody."""
+        if not self.is_closing:
+            self._soil(trouble)
+
+    def lose(self, trouble: str) -> None:
+        """Note that there is no connection any more; it is opened again at once, if it may be by itself."""
+        self.state = "parked"
+        if not self.is_closing and (self.config.reconnect or self.trouble):
+            self._fail("lost", trouble, pause=False)
 
     async def serve(self, order: Order) -> None:
         """Do what *order* asks for, and end it, or put it back if the connection failed before any of it was sent."""
@@ -227,13 +244,14 @@ class VisaLink:
             LineOpenError: If that fails; then it is closed.
             LineUnusableError: If what the instrument still has to say cannot be got rid of.
         """
-        transport = self._make_transport(self.config)
+        transport = self.new_transport()
+        came_back = self.state == "lost" and self.epoch > 0
         self._own_talk.asked = ""
         try:
             await transport.open(self.config.timeout)
             self.transport, self.state = transport, "dirty"
             await self._settle(transport)
-            await self._own_talk.greet(transport, again=self.epoch > 0)
+            await self._own_talk.greet(transport, again=self.epoch > 0, came_back=came_back)
         except TransportError as error:
             await self.disconnect(abort=True)
             asked = self._own_talk.asked

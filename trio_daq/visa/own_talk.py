@@ -41,8 +41,10 @@ class OwnTalk:
         self._config = config
         self._trace = trace
 
-    async def greet(self, transport: Transport, *, again: bool) -> None:
+    async def greet(self, transport: Transport, *, again: bool, came_back: bool) -> None:
         """Recognise the instrument and, if it was there before, tell it what it has to know again.
+
+        One that was lost meanwhile is made safe first.
 
         Raises:
             LineOpenError: If it is another one, or answers a step otherwise than expected.
@@ -51,7 +53,8 @@ class OwnTalk:
         deadline = trio.current_time() + self._config.timeout
         if self._config.identify is not None:
             await self._identify(transport, self._config.identify, deadline)
-        for step in self._config.on_reconnect if again else ():
+        safe_state = self._config.safe_state if came_back else ()
+        for step in (*safe_state, *self._config.on_reconnect) if again else ():
             await self._take_step(transport, step, deadline)
         if self._config.check_errors != "never":
             await self.look_at_errors(transport, "opening")

@@ -15,7 +15,7 @@ from trio_daq.visa.opening import MakeTransport
 from trio_daq.visa.resource_name import canonical_resource
 from trio_daq.visa.settings import VisaSessionConfig
 
-_PRIVATE = frozenset({"resource", "timeout", "queue_warning", "max_hold"})
+_PRIVATE = frozenset({"resource", "timeout", "queue_warning", "max_hold", "safe_order"})
 """Settings in which two sessions of one resource may differ."""
 
 
@@ -50,6 +50,11 @@ def join(config: VisaSessionConfig, make_transport: MakeTransport) -> tuple[Lane
         _check_alike(entry.link.config, config)
     entry.users += 1
     return entry.lane, entry.link
+
+
+def is_shared(link: VisaLink) -> bool:
+    """Return whether more than one session uses *link*."""
+    return _entries()[link.canonical].users > 1
 
 
 def leave(link: VisaLink) -> bool:

@@ -18,12 +18,13 @@ import attrs
 import trio
 
 from trio_daq.errors import SessionClosedError
-from trio_daq.sharing import LineKind, ServiceNursery, checked_timeout, owner_name
+from trio_daq.sharing import LineKind, SafeStateResult, ServiceNursery, checked_timeout, owner_name
+from trio_daq.visa.emergency import SAFE_TIMEOUT, make_link_safe, talk_over
 from trio_daq.visa.lane import Lane
 from trio_daq.visa.link import CLOSE_TIMEOUT, VisaLink
 from trio_daq.visa.opening import MakeTransport, make_transport
 from trio_daq.visa.order import Order, Priority, Replies
-from trio_daq.visa.registry import join, leave
+from trio_daq.visa.registry import is_shared, join, leave
 from trio_daq.visa.resource_name import canonical_resource
 from trio_daq.visa.settings import VisaSessionConfig
 from trio_daq.visa.statistics import SessionStatistics, Tally
@@ -74,6 +75,8 @@ class VisaSessionManager(CommandVerbs):
         self._is_on_duty = False
         self._service: ServiceNursery | None = None
         self._has_warned = False
+        self.last_safe_state: SafeStateResult | None = None
+        """What became of the last `make_safe`, None if there was none."""
 
     # --- what one sees -----------------------------------------------------------------------------------------------
 
@@ -178,6 +181,25 @@ class VisaSessionManager(CommandVerbs):
             return []
 
         await self._demand("reconnect", seconds, work)
+
+    async def make_safe(self, timeout: float = SAFE_TIMEOUT) -> SafeStateResult:
+        """Take the steps of ``safe_state`` now, whatever the connection is in the middle of, and say how it went.
+
+        The command in flight, and an open transaction, are given up (`LeaseRevokedError`), on the whole bus; the queue
+        waits; nothing is waited for before the first write. A connection that is not in order is replaced by a fresh
+        one. Replies that were not expected are dropped. Then the connection is made trustworthy again. A session that
+        is not open connects for this alone.
+
+        Shielded: it ends after *timeout* seconds, whatever happens.
+        """
+        seconds = checked_timeout(timeout, zero=False)
+        if self._lane is not None and self._link is not None and not self._ended.is_set():
+            result = await make_link_safe(self._lane, self._link, self, seconds)
+        else:
+            alone = VisaLink(self.resource, canonical_resource(self.resource), self.config, self._make_transport)
+            result = await talk_over(alone, trio.current_time() + seconds)
+        self.last_safe_state = result
+        return result
 
     # --- its life ----------------------------------------------------------------------------------------------------
 
@@ -300,7 +322,13 @@ class VisaSessionManager(CommandVerbs):
             for demand in lane.demands:
                 if demand.patron is self:  # a link that nobody uses must not be opened later
                     demand.fail(link.closed_under(demand))
+            if self.config.safe_state and link.epoch and not is_shared(link):
+                link.is_closing = True
+                await self.make_safe()
             is_last = leave(link)
+            if link.is_closing and not is_last:  # somebody has joined it meanwhile
+                link.is_closing = False
+                link.soil("it was made safe")
             self._is_closing = True
             if is_last:
                 link.give_up()

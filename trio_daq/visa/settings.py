@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import attrs
 
-from trio_daq.sharing import checked_timeout, positive_int, positive_seconds
+from trio_daq.sharing import checked_timeout, positive_int, positive_seconds, whole_number
 from trio_daq.wire import Exchange, SyncQuery, reply_rule
 
 CheckErrors = Literal["never", "after_write", "after_batch", "on_timeout"]
@@ -98,6 +98,10 @@ class VisaSessionConfig:
         identify: Asked whenever the connection has been opened; another reply than the expected one means another
             instrument, which gets nothing more.
         on_reconnect: Steps to take whenever the connection has been opened again, before anybody's command.
+        safe_state: Steps that make the instrument safe, such as ``{write = "OUTP OFF"}`` and ``{query = "OUTP?", expect
+            = "0"}``: taken by `VisaSessionManager.make_safe`, after the connection was lost and came back, and as the
+            last thing before it closes.
+        safe_order: Lines of a lower number are made safe before those of a higher one; equal ones at once.
         trace: Whether every message is also logged, by ``trio_daq.trace``.
     """
 
@@ -137,6 +141,14 @@ class VisaSessionConfig:
             attrs.validators.instance_of(Exchange), attrs.validators.instance_of(tuple)
         ),
     )
+    safe_state: tuple[Exchange, ...] = attrs.field(
+        default=(),
+        converter=_steps,
+        validator=attrs.validators.deep_iterable(
+            attrs.validators.instance_of(Exchange), attrs.validators.instance_of(tuple)
+        ),
+    )
+    safe_order: int = attrs.field(default=0, validator=whole_number)
     trace: bool = attrs.field(default=False, validator=_is_bool)
 
     def __attrs_post_init__(self) -> None:

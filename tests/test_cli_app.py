@@ -213,7 +213,8 @@ def test_an_instrument_that_never_replies_fails_the_driver_that_needs_it(command
     resource = f"TCPIP::127.0.0.1::{listener.getsockname()[1]}::SOCKET"
     try:
         code, out, _ = command(
-            "run", lab(resource, "[[v2.instruments]]\nid = 'once'\ndriver = 'one_shot:ask'\nvisa = 'dmm'")
+            "run",
+            lab(resource, "[[v2.instruments]]\nid = 'once'\ndriver = 'one_shot:ask'\nvisa = 'dmm'\nrestart = 'never'"),
         )
     finally:
         sys.modules.pop("one_shot", None)

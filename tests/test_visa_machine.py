@@ -371,10 +371,13 @@ class VisaMachine(RuleBasedStateMachine):
         self.driver.settle()
 
     never: set[str] = frozenset()  # type: ignore[assignment]
+    writing_until = -1.0
+    """When a write that was begun before the instrument's mood changed has ended."""
 
     def note_cancel(self, order: Order) -> None:
         """What the instrument has not begun to receive when its caller leaves must never come."""
-        if self.instrument.write_time == 0 and not set(order.texts) & set(self.received()):
+        is_writing = self.driver.call(trio.current_time) <= self.writing_until or self.instrument.write_time
+        if not is_writing and not set(order.texts) & set(self.received()):
             self.never = self.never | set(order.texts)
 
     # --- rules: transactions -----------------------------------------------------------------------------------------
@@ -457,6 +460,7 @@ class VisaMachine(RuleBasedStateMachine):
     @rule(silent=st.booleans(), slow_by=st.sampled_from([0.0, 0.0, 0.5]), write_time=st.sampled_from([0.0, 0.0, 0.3]))
     def change_mood(self, silent: bool, slow_by: float, write_time: float) -> None:
         self.instrument.is_silent, self.instrument.slow_by = silent and slow_by == 0, slow_by
+        self.writing_until = self.driver.call(trio.current_time) + self.instrument.write_time
         self.instrument.write_time = write_time
 
     @rule(refusing=st.booleans())

@@ -169,7 +169,7 @@ class SerialSequence:
         self._released = True
         # A closed door has released the port already, and must not replace the exception of the thread's block.
         with contextlib.suppress(DoorClosedError):
-            self._host.post(self._port.path, self._wait_left, patience=0.0)
+            self._host.post(self._port.path, self._wait_left, patience=0.0, interruptible=False)
 
     def _call(self, verb: str, *arguments: Any, timeout: float | None, **options: Any) -> Any:
         patience = self._port.config.timeout if timeout is None else checked_timeout(timeout)
@@ -188,6 +188,7 @@ class SerialSequence:
         try:
             async with self._port.acquire(owner, timeout, station) as guard:
                 self._verbs = _verbs(guard)
+                await trio.lowlevel.checkpoint_if_cancelled()  # a thread that was interrupted must not seem to have it
                 granted.set_result(None)
                 await self._leaving.wait()
                 if self._failed:

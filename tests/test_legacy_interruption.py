@@ -187,7 +187,7 @@ async def test_doors_close_after_the_stop_timeout(lab: Lab) -> None:
     await lab.spawn(script, door=lab.manager.serial["stage"])
     await lab.wait_for_command("ECHO x")
     report = await lab.stop()
-    assert lab.notes[:2] == ["interrupted", "closed"]
+    assert lab.notes[:2] == ["interrupted", "closed"], report
     assert 0.95 < lab.notes[2] - lab.asked_at < 1.4
     assert (report.outcome, report.abandoned_threads) == ("cancelled", ())
 
@@ -397,10 +397,11 @@ async def test_each_thread_of_a_script_is_told_and_may_clean_up(lab: Lab) -> Non
 
 async def test_thread_of_a_script_that_stays_is_listed(lab: Lab) -> None:
     """A helper that hangs outlasts stop_timeout, is named in the report, and holds nothing up."""
-    release, done = threading.Event(), threading.Event()
+    served, release, done = threading.Event(), threading.Event(), threading.Event()
 
     def helper(door: VisaDoor) -> None:
         door.query("*OPC?")
+        served.set()
         release.wait(10)
         try:
             door.write("*RST")
@@ -410,10 +411,11 @@ async def test_thread_of_a_script_that_stays_is_listed(lab: Lab) -> None:
 
     def script(door: VisaDoor) -> None:
         threading.Thread(target=helper, args=(door,), name="straggler").start()
+        served.wait(5)
         door.query("SLOW? a,2", 30)
 
     await lab.spawn(script, door=lab.manager.visa["meter"])
-    await lab.wait_for_command("*OPC?")
+    await lab.wait_for_command("SLOW? a,2")
     report = await lab.stop()
     assert report.abandoned_threads == ("straggler",)
     assert time.monotonic() - lab.asked_at < 2.5

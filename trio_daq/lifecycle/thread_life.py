@@ -3,7 +3,7 @@
 Asked to stop, its threads are told once (`DoorHost.interrupt`), and its doors serve on until all of them have ended or
 its time is up. Then the doors close, and who is left after a moment is listed and left alone.
 
-Invariant: each life has a host, a context and threads of its own; what one life leaves behind reaches nothing of the
+Invariant: each life has a host, a context and a thread of its own; what one life leaves behind reaches nothing of the
 next.
 """
 
@@ -53,6 +53,7 @@ class ThreadLives:
         self._args = args
         self._kwargs = kwargs
         self._publisher = DataPublisher(distributor, name)
+        self._worker = WorkerThread(name)
         self._abandoned: list[str] = []
         self._life = self._new_life()
 
@@ -68,7 +69,7 @@ class ThreadLives:
 
     def abandoned_threads(self) -> tuple[str, ...]:
         """Return the names of the threads that were left behind so far."""
-        return tuple(self._abandoned)
+        return tuple(dict.fromkeys((*self._worker.abandoned(), *self._abandoned)))
 
     def _new_life(self) -> _Life:
         host = DoorHost(self._name)
@@ -77,7 +78,8 @@ class ThreadLives:
         context: ThreadContext | None = None
         if "context" in inspect.signature(self._target).parameters and "context" not in kwargs:
             context = kwargs["context"] = ThreadContext(host, self._publisher)
-        return _Life(host, context, functools.partial(self._target, *args, **kwargs), self._abandoned)
+        script = functools.partial(self._target, *args, **kwargs)
+        return _Life(host, context, script, self._worker, self._abandoned)
 
 
 class _Life:
@@ -86,6 +88,7 @@ class _Life:
         host: DoorHost,
         context: ThreadContext | None,
         script: Callable[[], object],
+        worker: WorkerThread,
         abandoned: list[str],
     ) -> None:
         self.has_begun = False
@@ -93,7 +96,7 @@ class _Life:
         self._context = context
         self._script = script
         self._abandoned = abandoned
-        self._worker = WorkerThread(host.owner)
+        self._worker = worker
 
     def request_stop(self) -> None:
         self._host.interrupt()  # first, so that a thread which sees the event is known not to need it
@@ -132,8 +135,7 @@ class _Life:
             with trio.move_on_at(began + _END_TIMEOUT):
                 while self._host.live_threads():  # noqa: ASYNC110
                     await trio.sleep(_LOOK_EVERY)
-        left = (*self._worker.abandoned(), *(thread.name for thread in self._host.live_threads()))
-        self._abandoned += dict.fromkeys(left)
+        self._abandoned += (thread.name for thread in self._host.live_threads())
 
 
 def _run_script(script: Callable[[], object]) -> None:

@@ -184,6 +184,11 @@ EXAMPLES = {
         ConnectionError,
         ["/dev/ttyUSB7", "'old'", "it is late", "sent: unknown"],
     ),
+    "DoorInterruptedError": (
+        {"resource": "/dev/ttyUSB7", "owner": "old", "sent": "unknown"},
+        ConnectionError,
+        ["/dev/ttyUSB7", "'old' is to stop", "sent: unknown", "stop_timeout"],
+    ),
     "ConfigError": ({"problems": ("lab.toml:1: a", "lab.toml:2: b")}, ValueError, ["lab.toml:1: a\nlab.toml:2: b"]),
     "GuardReleasedError": (
         {"resource": "/dev/ttyUSB7", "owner": "alice", "action": "write_all"},

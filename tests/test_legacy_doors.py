@@ -18,13 +18,15 @@ from trio_daq.data import DataDistributor, DataPublisher
 from trio_daq.errors import (
     AcquireTimeoutError,
     CommandTimeoutError,
+    DeadlockError,
     DoorClosedError,
     ExchangeTimeoutError,
     GuardReleasedError,
+    LeaseRevokedError,
     SessionClosedError,
     StateError,
 )
-from trio_daq.legacy import DoorHost, SerialDoor, SerialSequence, ThreadContext, VisaDoor
+from trio_daq.legacy import DoorHost, SerialDoor, SerialSequence, ThreadContext, VisaDoor, VisaTransaction
 from trio_daq.serialport import LineState, SerialPortConfig, SharedSerialPort
 from trio_daq.sim import read_log
 from trio_daq.visa import VisaSessionManager
@@ -210,6 +212,92 @@ async def test_thread_learns_that_it_is_to_stop(lab: Lab) -> None:
         context.stopping.set()
     assert results == [True]
     assert time.monotonic() - began < 5
+
+
+async def test_numbers_blocks_and_batches_for_a_thread(lab: Lab) -> None:
+    """A thread asks for them by the verbs and arguments of the session, and they bear the member's name."""
+    door = lab.meter
+
+    def old() -> None:
+        [volts] = door.query_values("MEAS:VOLT?")
+        assert 1.2 < volts < 1.3
+        block = door.query_block("CURV? n,300", 2.0)
+        assert (block[:2], len(block)) == (b"n,", 300)
+        values = door.query_values("CURV? 400", datatype="B", big_endian=True)
+        assert list(values[:3]) == [0, 1, 2]
+        assert door.batch(iter(["*CLS", "*OPC?", "MEAS:VOLT? a"]), 2.0)[:2] == ["", "1"]
+        assert door.query("*OPC?", 2.0, "guest", "urgent") == "1"
+        door.write("CONF:VOLT\n", raw=True)
+
+    with pytest.raises(ValueError, match="datatype"):
+        await in_thread(lambda: door.query_values("CURV? 4", datatype="ascci"))
+    await in_thread(old)
+    assert lab.session.statistics().executed == {"old": 7, "guest": 1}
+
+
+async def test_transaction_of_a_thread_is_never_cut_into(lab: Lab) -> None:
+    """What a thread asks in one transaction stands together in the instrument's log, however many others ask."""
+    done = trio.Event()
+
+    def old() -> None:
+        for number in range(10):
+            with lab.meter.transaction("scan", 10) as meter:
+                meter.write("CONF:VOLT")
+                assert meter.query(f"MEAS:VOLT? t{number}").startswith(f"t{number},")
+                assert meter.batch(["*CLS", "*OPC?"]) == ["", "1"]
+
+    async def new() -> None:
+        while not done.is_set():
+            await lab.session.query("*IDN?", timeout=10)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(new)
+        await in_thread(old)
+        done.set()
+    commands = lab.commands("meter")
+    for number in range(10):
+        at = commands.index(f"MEAS:VOLT? t{number}")
+        assert commands[at - 1 : at + 3] == ["CONF:VOLT", f"MEAS:VOLT? t{number}", "*CLS", "*OPC?"]
+    assert commands.count("*IDN?") > 5
+    assert lab.session.statistics().executed["scan"] == 40
+
+
+async def test_transaction_of_a_thread_ends_in_every_way(lab: Lab) -> None:
+    """Its own error comes out, it cannot wait for itself, it can be taken back, and it is dead after its block."""
+
+    def fail() -> None:
+        with lab.meter.transaction():
+            raise KeyError("mine")
+
+    def wait_for_itself() -> None:
+        with lab.meter.transaction():
+            lab.meter.query("*IDN?")
+
+    def hold_for_ever() -> None:
+        with lab.meter.transaction(max_hold=0.05) as meter:
+            time.sleep(0.2)
+            with pytest.raises(LeaseRevokedError):
+                meter.query("*IDN?")
+
+    def keep() -> VisaTransaction:
+        with lab.meter.transaction() as meter:
+            return meter
+
+    with pytest.raises(KeyError, match="mine"):
+        await in_thread(fail)
+    with pytest.raises(DeadlockError):
+        await in_thread(wait_for_itself)
+    with pytest.raises(LeaseRevokedError):
+        await in_thread(hold_for_ever)
+    kept = await in_thread(keep)
+    with pytest.raises(GuardReleasedError):
+        await in_thread(kept.query, "*IDN?")
+    assert lab.commands("meter") == []
+    async with lab.session.transaction("new", 1.0) as meter:
+        with pytest.raises(CommandTimeoutError) as late:
+            await in_thread(lambda: lab.meter.transaction(timeout=0.05).__enter__())
+        assert (late.value.owner, late.value.sent) == ("old", "no")
+        assert await meter.query("*OPC?") == "1"
 
 
 # --- errors ------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ Tree::
     ├── actors     AskTimeoutError, MailboxFullError, ActorStoppedError
     ├── data       PublishTimeoutError, AcknowledgeTimeoutError, RecordingError, RunFileError
     ├── lifecycle  StateError, StartError, StoppingError, StuckError, UnhealthyError,
-    │              DoorClosedError
+    │              DoorClosedError, DoorInterruptedError
     └── you        ConfigError, GuardReleasedError, UnknownNameError
 """
 
@@ -702,6 +702,21 @@ class DoorClosedError(DaqError, ConnectionError):
     def __str__(self) -> str:
         return (
             f"{self.resource}: the door of {self.owner!r} is closed, because {self.reason} (command sent: {self.sent})."
+        )
+
+
+@_error
+class DoorInterruptedError(DoorClosedError):
+    """A thread is to stop, and is told so by the call that it is at or makes next, once; then its doors serve again.
+
+    So what it does on the way out (``finally``, a shutdown procedure) reaches the instrument, for as long as its
+    member may take to stop.
+    """
+
+    def __str__(self) -> str:
+        return (
+            f"{self.resource}: {self.owner!r} is to stop, so this call was interrupted (command sent: {self.sent}); "
+            "its doors serve until its stop_timeout has passed, so it can still leave the instrument as it should be."
         )
 
 

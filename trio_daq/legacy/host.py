@@ -1,11 +1,12 @@
 """The Trio side of all doors of one thread member: it does what threads ask, in tasks of the member's own nursery.
 
-A thread posts a job and blocks until its result is there. The host ends with its member, and with it every job: a
-thread that was given up gets `DoorClosedError`, never `trio.Cancelled`, and can take nothing more. What a thread gave
-up itself is never begun, or cancelled if it was. A job acts on behalf of the thread that posted it: what one thread has
-and what it waits for belong together, whichever tasks do it.
+A thread posts a job and blocks until its result is there. When its member is to stop, each thread is told once, by an
+error of the kind that its door says, and served on. The host ends with its member, and with it every job: a thread that
+was given up gets `DoorClosedError`, never `trio.Cancelled`, and can take nothing more. What a thread gave up itself is
+never begun, or cancelled if it was. A job acts on behalf of the thread that posted it: what one thread has and what it
+waits for belong together, whichever tasks do it.
 
-Invariant: every job that was posted gets exactly one result or one error.
+Invariants: every job that was posted gets exactly one result or one error; no thread is interrupted twice.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 import trio
 
-from trio_daq.errors import DoorClosedError, Sent, StateError
+from trio_daq.errors import DoorClosedError, DoorInterruptedError, Sent, StateError
 from trio_daq.sharing import on_behalf_of
 
 _MARGIN = 10.0
@@ -31,6 +32,13 @@ Verbs = Mapping[str, Callable[..., Awaitable[Any]]]
 
 Serve = Callable[["Future[Any]"], Awaitable[None]]
 """Does a job in the Trio thread and fills its future, or raises the job's error before it has."""
+
+
+class Interruption(Protocol):
+    """Makes the error by which a thread is told to stop; for most doors that is `DoorInterruptedError`."""
+
+    def __call__(self, *, resource: str, owner: str, sent: Sent) -> Exception:
+        """Return it."""
 
 
 @attrs.frozen
@@ -50,19 +58,41 @@ class Job:
     patience: float = 0.0
 
 
+@attrs.define(eq=False)
+class _Call:
+    """What a thread waits for. Once it was interrupted it may still end well, if that could not be helped any more."""
+
+    resource: str
+    thread: threading.Thread
+    interruption: Interruption | None
+    future: Future[Any] = attrs.field(factory=Future)
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    is_interrupted: bool = False
+
+
 class DoorHost:
     """Serves the doors of one member.
 
     Args:
         owner: The member's id, under which its doors own lines.
+
+    Attributes:
+        interrupted: Whether its threads were told to stop.
     """
 
     def __init__(self, owner: str) -> None:
         self.owner = owner
+        self.interrupted = False
         self._nursery: trio.Nursery | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         self._trio_thread: int | None = None
+        self._threads: set[threading.Thread] = set()
+        self._untold: set[threading.Thread] = set()
+        self._in_flight: set[_Call] = set()
+        self._interruptions: list[Exception] = []
 
+    # Without this Trio may raise KeyboardInterrupt between any two lines, and leave a thread without an answer.
+    @trio.lowlevel.enable_ki_protection
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled. After that every call through a door raises `DoorClosedError`."""
         self._token = trio.lowlevel.current_trio_token()
@@ -75,20 +105,59 @@ class DoorHost:
             finally:
                 self._nursery = None  # before the nursery closes: to start a task in a closed one would be our bug
 
-    def call(self, resource: str, verbs: Verbs, job: Job) -> Any:
-        """Have *job* done and return its result. Called in any thread but Trio's.
+    def interrupt(self) -> None:
+        """Tell each thread to stop: its call in flight, or else its next one, raises, once.
+
+        The error is of the kind that the door of that call says. Threads that are started later are not told, since it
+        is to clean up that they are started.
+        """
+        if not self.interrupted:
+            self.interrupted = True
+            self._untold = set(threading.enumerate())
+            for call in self._in_flight:
+                if call.thread in self._untold and not call.future.done():
+                    call.is_interrupted = True
+                    call.scope.cancel(reason=f"{self.owner} is to stop")
+
+    def note_told(self) -> None:
+        """Note that the thread which calls this knows that it is to stop, and so need not be interrupted any more."""
+        self._untold.discard(threading.current_thread())
+
+    def has_caused(self, error: BaseException | None) -> bool:
+        """Return whether *error* is the interruption of a thread, or was raised from it."""
+        while error is not None and not any(error is one for one in self._interruptions):
+            error = error.__cause__
+        return error is not None
+
+    def live_threads(self) -> list[threading.Thread]:
+        """Return the threads that used a door and have not ended."""
+        return sorted((thread for thread in self._threads if thread.is_alive()), key=lambda thread: thread.name)
+
+    def call(
+        self, resource: str, verbs: Verbs, job: Job, *, interruption: Interruption | None = DoorInterruptedError
+    ) -> Any:
+        """Have *job* done and return its result. Called in any thread but Trio's; arguments as for `post`.
 
         Raises:
-            DoorClosedError: If the member is stopping, or the event loop does not answer.
+            DoorInterruptedError: If the member is to stop, and the thread did not know; or what *interruption* makes.
+            DoorClosedError: If the member has stopped, or the event loop does not answer.
             Exception: Whatever the job raised.
         """
 
         async def serve(future: Future[Any]) -> None:
             future.set_result(await verbs[job.verb](*job.arguments, **job.options))
 
-        return self.post(resource, serve, job.patience)
+        return self.post(resource, serve, job.patience, interruption=interruption)
 
-    def post(self, resource: str, serve: Serve, patience: float, *, sent: Sent = "unknown") -> Any:
+    def post(
+        self,
+        resource: str,
+        serve: Serve,
+        patience: float,
+        *,
+        sent: Sent = "unknown",
+        interruption: Interruption | None = DoorInterruptedError,
+    ) -> Any:
         """Have ``serve(future)`` run as a task, and wait for the future. Called in any thread but Trio's.
 
         Args:
@@ -96,6 +165,7 @@ class DoorHost:
             serve: The task. It may go on after it has filled the future.
             patience: Seconds after which the future must have been filled.
             sent: What a `DoorClosedError` says of the command if the job had begun.
+            interruption: Makes the error if it is by this job that the thread is told to stop; None if it must not be.
         """
         if threading.get_ident() == self._trio_thread:
             raise StateError(
@@ -107,27 +177,35 @@ class DoorHost:
         token, thread = self._token, threading.current_thread()
         if token is None:
             raise self.closed(resource)
-        future: Future[Any] = Future()
-        scope = trio.CancelScope()
+        call = _Call(resource, thread, interruption)
+        future = call.future
 
+        @trio.lowlevel.enable_ki_protection
         async def run() -> None:
             try:
-                with scope:
+                with call.scope:
                     await serve(future)
             except Exception as error:
                 if future.done():
                     raise
                 future.set_exception(error)  # it is raised in the thread
             finally:
+                self._in_flight.discard(call)
                 if not future.done():
-                    future.set_exception(self.closed(resource, sent))
+                    cut_by_host = call.is_interrupted and self._nursery is not None
+                    future.set_exception(self._interrupt(call, sent) if cut_by_host else self.closed(resource, sent))
 
         def start_or_refuse() -> None:
             if not future.set_running_or_notify_cancel():
                 return  # the thread gave it up before it began
+            self._note(thread)
             if self._nursery is None:
                 future.set_exception(self.closed(resource))
+            elif interruption is not None and thread in self._untold:
+                future.set_exception(self._interrupt(call, "no"))
             else:
+                if interruption is not None:
+                    self._in_flight.add(call)
                 with on_behalf_of(thread):
                     self._nursery.start_soon(run, name=f"door of {self.owner} to {resource}")
 
@@ -141,10 +219,10 @@ class DoorHost:
             if future.done():
                 return future.result()  # or raise the job's own time-out
             reason = f"its event loop has not answered for {patience + _MARGIN:g} s"
-            raise self.closed(resource, _give_up(future, scope, token, sent), reason) from None
+            raise self.closed(resource, _give_up(call, token, sent), reason) from None
         except BaseException:  # the thread's own, a KeyboardInterrupt for one
             if not future.done():
-                _give_up(future, scope, token, sent)
+                _give_up(call, token, sent)
             raise
 
     def tell(self, note: Callable[[], object]) -> None:
@@ -158,11 +236,23 @@ class DoorHost:
         reason = reason or "its part of the lab is stopping"
         return DoorClosedError(resource=resource, owner=self.owner, reason=reason, sent=sent)
 
+    def _interrupt(self, call: _Call, sent: Sent) -> Exception:
+        assert call.interruption is not None
+        self._untold.discard(call.thread)
+        error = call.interruption(resource=call.resource, owner=self.owner, sent=sent)
+        self._interruptions.append(error)
+        return error
 
-def _give_up(future: Future[Any], scope: trio.CancelScope, token: trio.lowlevel.TrioToken, sent: Sent) -> Sent:
+    def _note(self, thread: threading.Thread) -> None:
+        if thread not in self._threads:
+            self._threads = {one for one in self._threads if one.is_alive()}  # a script may start thousands
+            self._threads.add(thread)
+
+
+def _give_up(call: _Call, token: trio.lowlevel.TrioToken, sent: Sent) -> Sent:
     """See to it that a job which nobody waits for any more is not begun or does not go on; return what it has sent."""
-    if future.cancel():
+    if call.future.cancel():
         return "no"
     with contextlib.suppress(trio.RunFinishedError):  # then it ended with the run
-        token.run_sync_soon(scope.cancel)
+        token.run_sync_soon(call.scope.cancel)
     return sent

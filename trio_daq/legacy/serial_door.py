@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
-import trio
-
-from trio_daq.errors import DoorClosedError, GuardReleasedError
-from trio_daq.legacy.host import DoorHost, Job, Verbs
+from trio_daq.errors import DoorInterruptedError
+from trio_daq.legacy.hold import Hold
+from trio_daq.legacy.host import DoorHost, Interruption, Job, Verbs
 from trio_daq.serialport import ModemLines, SerialGuard, SharedSerialPort
 from trio_daq.sharing import checked_timeout
 
 _DRIVER = 10.0
 """Seconds that a driver may take for what cannot be interrupted."""
-
-
-class _SequenceFailedError(Exception):
-    """The thread's block ended by an exception: what it left unfinished counts as interrupted."""
 
 
 class SerialDoor:
@@ -32,7 +24,12 @@ class SerialDoor:
     Args:
         host: Serves it.
         port: The port behind it.
+
+    Attributes:
+        interruption: Makes the error by which a thread that is to stop is told so.
     """
+
+    interruption: ClassVar[Interruption] = DoorInterruptedError
 
     def __init__(self, host: DoorHost, port: SharedSerialPort) -> None:
         self._host = host
@@ -56,7 +53,8 @@ class SerialDoor:
 
         Raises:
             DaqError: As `SharedSerialPort.acquire` and `SerialGuard.query` raise it.
-            DoorClosedError: If the member is stopping.
+            DoorInterruptedError: If the member is to stop, once in each thread.
+            DoorClosedError: If the member has stopped.
         """
         with self.exclusive(station=station) as sequence:
             return sequence.query(data, timeout, match=match)
@@ -78,34 +76,32 @@ class SerialDoor:
         Raises:
             DaqError: As `SharedSerialPort.acquire` raises it.
             LeaseRevokedError: On leaving, if it was taken back because of ``max_hold``.
-            DoorClosedError: If the member is stopping.
+            DoorInterruptedError: If the member is to stop, once in each thread.
+            DoorClosedError: If the member has stopped.
         """
-        sequence = SerialSequence(self._host, self._port)
-        sequence._acquire(self._host.owner if owner is None else owner, timeout, station)
+        name = self._host.owner if owner is None else owner
+        patience = self._port.config.acquire_timeout if timeout is None else checked_timeout(timeout)
+        hold = Hold(self._host, self._port.path, type(self).interruption)
+        hold.enter(lambda: self._port.acquire(name, timeout, station), _verbs, patience)
         failed = True
         try:
-            yield sequence
+            yield SerialSequence(hold, self._port.config.timeout)
             failed = False
         finally:
-            sequence._release(failed)
+            hold.leave(failed=failed)
 
 
 class SerialSequence:
     """A port that a thread has for a while. Its calls are those of `SerialGuard`, and block.
 
-    A task in the host's nursery holds the port, and each call is a task beside it; calls go one after another.
+    Args:
+        hold: What the thread has.
+        timeout: Seconds for each call that names no deadline.
     """
 
-    def __init__(self, host: DoorHost, port: SharedSerialPort) -> None:
-        self._host = host
-        self._port = port
-        self._verbs: Verbs = {}
-        self._released = False
-        self._failed = False
-        self._turn = trio.Lock()
-        self._leaving = trio.Event()
-        self._left = trio.Event()
-        self._error: Exception | None = None
+    def __init__(self, hold: Hold, timeout: float) -> None:
+        self._hold = hold
+        self._timeout = timeout
 
     def write_all(self, data: bytes, timeout: float | None = None) -> None:
         """Write all of *data*, for which a reply may come."""
@@ -154,62 +150,12 @@ class SerialSequence:
         """Change the speed of the open port, for all owners."""
         self._drive("set_baud_rate", baud_rate)
 
-    def _acquire(self, owner: str, timeout: float | None, station: str | None) -> None:
-        patience = self._port.config.acquire_timeout if timeout is None else checked_timeout(timeout)
-        hold = functools.partial(self._hold, owner, timeout, station)
-        try:
-            self._host.post(self._port.path, hold, patience, sent="no")
-        except BaseException:  # the thread's own, which came though the port may have been granted
-            self._host.tell(self._leaving.set)
-            raise
-
-    def _release(self, failed: bool) -> None:
-        self._failed = failed
-        self._host.tell(self._leaving.set)
-        self._released = True
-        # A closed door has released the port already, and must not replace the exception of the thread's block.
-        with contextlib.suppress(DoorClosedError):
-            self._host.post(self._port.path, self._wait_left, patience=0.0)
-
     def _call(self, verb: str, *arguments: Any, timeout: float | None, **options: Any) -> Any:
-        patience = self._port.config.timeout if timeout is None else checked_timeout(timeout)
-        return self._post(Job(verb, arguments, {"timeout": timeout, **options}, patience))
+        patience = self._timeout if timeout is None else checked_timeout(timeout)
+        return self._hold.call(Job(verb, arguments, {"timeout": timeout, **options}, patience))
 
     def _drive(self, verb: str, *arguments: Any, **options: Any) -> Any:
-        return self._post(Job(verb, arguments, options, _DRIVER))
-
-    def _post(self, job: Job) -> Any:
-        if self._released:
-            raise GuardReleasedError(resource=self._port.path, owner=self._host.owner, action=job.verb)
-        return self._host.post(self._port.path, functools.partial(self._do, job), job.patience)
-
-    async def _hold(self, owner: str, timeout: float | None, station: str | None, granted: Future[Any]) -> None:
-        """Hold the port for the thread until it lets go."""
-        try:
-            async with self._port.acquire(owner, timeout, station) as guard:
-                self._verbs = _verbs(guard)
-                granted.set_result(None)
-                await self._leaving.wait()
-                if self._failed:
-                    raise _SequenceFailedError
-        except _SequenceFailedError:
-            pass
-        except Exception as error:
-            if not granted.done():
-                raise
-            self._error = error  # it is raised where the thread leaves its block
-        finally:
-            self._left.set()
-
-    async def _do(self, job: Job, done: Future[Any]) -> None:
-        async with self._turn:
-            done.set_result(await self._verbs[job.verb](*job.arguments, **job.options))
-
-    async def _wait_left(self, done: Future[Any]) -> None:
-        await self._left.wait()
-        if self._error is not None and not self._failed:
-            raise self._error
-        done.set_result(None)
+        return self._hold.call(Job(verb, arguments, options, _DRIVER))
 
 
 def _verbs(guard: SerialGuard) -> Verbs:

@@ -12,17 +12,11 @@ import trio
 from trio_daq.actors import Actor, ActorCell, ActorRegistry
 from trio_daq.data import DataDistributor, DataPublisher
 from trio_daq.drivers import DriverContext
-from trio_daq.legacy import DoorHost, SerialDoor, ThreadContext, VisaDoor
 from trio_daq.lifecycle.member import Member
 from trio_daq.lifecycle.supervision import Supervision
-from trio_daq.serialport import SharedSerialPort
-from trio_daq.sharing import ServiceNursery, WorkerThread
-from trio_daq.visa import VisaSessionManager
+from trio_daq.lifecycle.thread_life import ThreadLives
 
 _A = TypeVar("_A", bound=Actor)
-
-_THREAD_END_TIMEOUT = 0.5
-"""Seconds that a thread has to end after its doors were closed, before it is reported as left behind."""
 
 _ONCE = Supervision()
 
@@ -41,7 +35,16 @@ def task_member(
     stop_timeout: float | None = None,
     supervision: Supervision = _ONCE,
 ) -> Member:
-    """Make a member of an async function. With a context it is asked to stop; without, it is cancelled."""
+    """Make a member of an async function. With a context it is asked to stop; without, it is cancelled.
+
+    Raises:
+        TypeError: If *target* is no async function.
+    """
+    if not _is_async(target):
+        raise TypeError(
+            f"{name!r} is no async function, so it would block the event loop; use spawn_thread for it, or wrap what "
+            "returns an awaitable in an async def"
+        )
     asks = wants_context(target) and "context" not in kwargs
     context = DriverContext(DataPublisher(distributor, name))
 
@@ -68,40 +71,22 @@ def thread_member(
 ) -> Member:
     """Make a member of a blocking function, with doors in place of the ports and sessions among its arguments.
 
-    With a context it is asked to stop; without, its doors are closed at once, and its next call through one raises
-    `DoorClosedError`.
+    Asked to stop, it learns so by its context, or by `DoorInterruptedError` from its call in flight or its next one;
+    its doors serve on until it is cancelled.
+
+    Raises:
+        TypeError: If *target* is an async function.
     """
-    worker = WorkerThread(name)
-    asks = wants_context(target) and "context" not in kwargs
-    context = ThreadContext(DoorHost(name), DataPublisher(distributor, name))
-
-    async def serve(*, task_status: trio.TaskStatus[None]) -> None:
-        nonlocal context
-        host = DoorHost(name)  # each life has doors of its own: those of the life before stay closed
-        context = ThreadContext(host, DataPublisher(distributor, name))
-        doors = tuple(_as_door(host, value) for value in args)
-        options = {key: _as_door(host, value) for key, value in kwargs.items()}
-        if asks:
-            options["context"] = context
-        try:
-            async with ServiceNursery() as nursery:
-                await nursery.start(host.serve)
-                task_status.started()
-                await worker.run(_run_script, functools.partial(target, *doors, **options))
-                nursery.cancel_scope.cancel()
-        finally:
-            await worker.aclose(_THREAD_END_TIMEOUT)
-
-    def request_stop() -> None:
-        context.stopping.set()
-
+    if _is_async(target):
+        raise TypeError(f"{name!r} is an async function, which runs in no thread; use spawn for it")
+    lives = ThreadLives(name, target, args, kwargs, distributor)
     return Member(
         name,
-        serve,
-        request_stop if asks else None,
+        lives.serve,
+        lives.request_stop,
         stop_timeout=stop_timeout,
         supervision=supervision,
-        abandoned_threads=worker.abandoned,
+        abandoned_threads=lives.abandoned_threads,
     )
 
 
@@ -152,19 +137,7 @@ def actor_member(
     return member, cell
 
 
-def _run_script(script: Callable[[], object]) -> None:
-    try:
-        script()
-    except SystemExit as error:  # old programs end so; it is no reason to end the lab
-        if error.code not in (None, 0):
-            raise RuntimeError(f"it left by sys.exit({error.code!r})") from error
-
-
-def _as_door(host: DoorHost, value: Any) -> Any:
-    if isinstance(value, SharedSerialPort):
-        return SerialDoor(host, value)
-    if isinstance(value, VisaSessionManager):
-        return VisaDoor(host, value)
-    if isinstance(value, tuple):
-        return tuple(_as_door(host, item) for item in value)
-    return value
+def _is_async(target: Callable[..., Any]) -> bool:
+    while isinstance(target, functools.partial):
+        target = target.func
+    return inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(getattr(target, "__call__", None))  # noqa: B004

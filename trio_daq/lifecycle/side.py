@@ -153,6 +153,7 @@ class V2Side(Side):
             kwargs: Its keyword arguments.
 
         Raises:
+            TypeError: If *target* is not such a function.
             StoppingError: If the side does not run.
             ValueError: If a member of that name runs.
         """
@@ -171,8 +172,9 @@ class V2Side(Side):
         """Run a blocking function in a thread of its own as a member, called as ``target(*args, **kwargs)``.
 
         A port or session among its arguments reaches it as a blocking door. If it has a parameter ``context`` it gets
-        a `ThreadContext`, and is asked to stop through it; otherwise its doors close when the side stops. Arguments
-        and errors are those of `spawn`.
+        a `ThreadContext`. When the side stops its call in flight, or its next one, raises `DoorInterruptedError` once,
+        unless it has seen `ThreadContext.stopping`; its doors close ``stop_timeout`` later. Arguments and errors are
+        those of `spawn`.
         """
         member = thread_member(
             name or target.__name__, target, args, kwargs, self._distributor, supervision=supervision

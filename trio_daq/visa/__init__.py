@@ -1,5 +1,6 @@
 """One queue for each VISA instrument, and one worker that talks to it."""
 
+from trio_daq.visa.order import Priority
 from trio_daq.visa.pending import PendingReply
 from trio_daq.visa.resource_name import canonical_resource
 from trio_daq.visa.session import VisaSessionManager
@@ -16,14 +17,17 @@ from trio_daq.visa.transport import (
     TransportTimeoutError,
     UnaskedInputError,
 )
+from trio_daq.visa.verbs import Text
 
 __all__ = [
     "BlockError",
     "ConnectionLostError",
     "PendingReply",
+    "Priority",
     "Progress",
     "Request",
     "SessionStatistics",
+    "Text",
     "Transaction",
     "Transport",
     "TransportError",

@@ -1,0 +1,156 @@
+"""Run a blocking function in a thread of its own as a member: its doors, its stop, and the threads that it leaves.
+
+Asked to stop, its threads are told once (`DoorHost.interrupt`), and its doors serve on until all of them have ended or
+its time is up. Then the doors close, and who is left after a moment is listed and left alone.
+
+Invariant: each life has a host, a context and a thread of its own; what one life leaves behind reaches nothing of the
+next.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from trio_daq.data import DataDistributor, DataPublisher
+from trio_daq.legacy import DoorHost, SerialDoor, ThreadContext, VisaDoor
+from trio_daq.serialport import SharedSerialPort
+from trio_daq.sharing import ServiceNursery, WorkerThread
+from trio_daq.visa import VisaSessionManager
+
+_END_TIMEOUT = 0.5
+"""Seconds that threads have to end after their doors were closed, before they are reported as left behind."""
+
+_LOOK_EVERY = 0.01
+"""Seconds. The end of a thread that somebody else started has no event."""
+
+
+class ThreadLives:
+    """A blocking function that is run in one life after another.
+
+    Args:
+        name: Id of the member.
+        target: The function, called with doors in place of the ports and sessions among its arguments.
+        args: Its arguments.
+        kwargs: Its keyword arguments; it gets a `ThreadContext` besides if it has a parameter ``context``.
+        distributor: Where its context publishes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        target: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        distributor: DataDistributor,
+    ) -> None:
+        self._name = name
+        self._target = target
+        self._args = args
+        self._kwargs = kwargs
+        self._publisher = DataPublisher(distributor, name)
+        self._worker = WorkerThread(name)
+        self._abandoned: list[str] = []
+        self._life = self._new_life()
+
+    async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Run it once. That it ended by the interruption is no failure."""
+        if self._life.has_begun:
+            self._life = self._new_life()
+        await self._life.serve(task_status)
+
+    def request_stop(self) -> None:
+        """Tell the threads of the current life to stop."""
+        self._life.request_stop()
+
+    def abandoned_threads(self) -> tuple[str, ...]:
+        """Return the names of the threads that were left behind so far."""
+        return tuple(dict.fromkeys((*self._worker.abandoned(), *self._abandoned)))
+
+    def _new_life(self) -> _Life:
+        host = DoorHost(self._name)
+        args = tuple(_as_door(host, value) for value in self._args)
+        kwargs = {key: _as_door(host, value) for key, value in self._kwargs.items()}
+        context: ThreadContext | None = None
+        if "context" in inspect.signature(self._target).parameters and "context" not in kwargs:
+            context = kwargs["context"] = ThreadContext(host, self._publisher)
+        script = functools.partial(self._target, *args, **kwargs)
+        return _Life(host, context, script, self._worker, self._abandoned)
+
+
+class _Life:
+    def __init__(
+        self,
+        host: DoorHost,
+        context: ThreadContext | None,
+        script: Callable[[], object],
+        worker: WorkerThread,
+        abandoned: list[str],
+    ) -> None:
+        self.has_begun = False
+        self._host = host
+        self._context = context
+        self._script = script
+        self._abandoned = abandoned
+        self._worker = worker
+
+    def request_stop(self) -> None:
+        self._host.interrupt()  # first, so that a thread which sees the event is known not to need it
+        if self._context is not None:
+            self._context.stopping.set()
+
+    async def serve(self, task_status: trio.TaskStatus[None]) -> None:
+        self.has_begun = True
+        try:
+            async with ServiceNursery() as nursery:
+                await nursery.start(self._host.serve)
+                task_status.started()
+                if not self._host.interrupted:  # it may have been before there was a thread to tell
+                    await self._run()
+                nursery.cancel_scope.cancel()
+        finally:
+            await self._end_threads()
+
+    async def _run(self) -> None:
+        failure: Exception | None = None
+        try:
+            await self._worker.run(_run_script, self._script)
+        except Exception as error:  # noqa: BLE001 - it is raised below
+            failure = error
+        if self._host.interrupted:
+            self._worker.stop()
+            while self._host.live_threads():  # noqa: ASYNC110 - they clean up, and need the doors for it
+                await trio.sleep(_LOOK_EVERY)
+        if failure is not None and not self._host.has_caused(failure):
+            raise failure
+
+    async def _end_threads(self) -> None:
+        with trio.CancelScope(shield=True):
+            began = trio.current_time()
+            await self._worker.aclose(_END_TIMEOUT)
+            with trio.move_on_at(began + _END_TIMEOUT):
+                while self._host.live_threads():  # noqa: ASYNC110
+                    await trio.sleep(_LOOK_EVERY)
+        self._abandoned += (thread.name for thread in self._host.live_threads())
+
+
+def _run_script(script: Callable[[], object]) -> None:
+    try:
+        script()
+    except SystemExit as error:  # old programs end so; it is no reason to end the lab
+        if error.code not in (None, 0):
+            raise RuntimeError(f"it left by sys.exit({error.code!r})") from error
+
+
+def _as_door(host: DoorHost, value: Any) -> Any:
+    if isinstance(value, SharedSerialPort):
+        return SerialDoor(host, value)
+    if isinstance(value, VisaSessionManager):
+        return VisaDoor(host, value)
+    if isinstance(value, tuple):
+        return tuple(_as_door(host, item) for item in value)
+    return value

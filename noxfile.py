@@ -1,4 +1,4 @@
-"""Every check of this project: ``nox`` runs what must pass, ``nox -s docs bench soak`` the rest."""
+"""Every check of this project: ``nox`` runs what must pass, ``nox -s docs bench legacy soak`` the rest."""
 
 from pathlib import Path
 
@@ -55,6 +55,14 @@ def bench(session: nox.Session) -> None:
     session.install(".", *group("bench"))
     for script in BENCHMARKS:
         session.run("python", "-P", str(Path("benchmarks", script)), *session.posargs)
+
+
+@nox.session
+def legacy(session: nox.Session) -> None:
+    """Old programs as they are, above the doors: a hundred stops of a PyMeasure worker."""
+    session.install(".", *group("test"), *group("legacy"))
+    stops = {"TRIO_DAQ_INSTALLED": "1", "TRIO_DAQ_PYMEASURE_STOPS": "100"}
+    session.run("pytest", "tests/test_legacy_pymeasure.py", *session.posargs, env=stops)
 
 
 @nox.session

@@ -171,6 +171,30 @@ async def test_next_call_is_interrupted_once(lab: Lab) -> None:
     assert "ECHO 0" not in lab.commands()
 
 
+async def test_leaving_a_block_is_no_call(lab: Lab) -> None:
+    """A thread that gives its port back during the stop gives it back, and is told by its next call."""
+    entered, release = threading.Event(), threading.Event()
+
+    def script(door: SerialDoor) -> None:
+        with door.exclusive():
+            entered.set()
+            release.wait(5)
+        try:
+            door.query(b"ECHO never")
+        except DoorInterruptedError:
+            lab.notes.append("interrupted")
+
+    port = lab.manager.serial["stage"]
+    await lab.spawn(script, door=port)
+    assert await trio.to_thread.run_sync(entered.wait, 5)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lab.stop)
+        await trio.sleep(0.05)
+        release.set()
+    assert lab.notes == ["interrupted"]
+    assert port.current_owner() is None
+
+
 async def test_doors_close_after_the_stop_timeout(lab: Lab) -> None:
     """A thread that goes on and on is served for its stop_timeout, and then finds its doors closed for good."""
 

@@ -1,6 +1,7 @@
 """What a thread has, waits for, gives up and loses, through doors to ports on real ptys."""
 
 import os
+import random
 import signal
 import threading
 import time
@@ -489,3 +490,23 @@ async def test_a_reply_too_late_for_a_thread_is_nobodys(bench: Bench) -> None:
             return sequence.query(b"HELLO", 2)
 
     assert await bench.finish(bench.threads.submit(old)) == [b"HELLO"]
+
+
+async def test_call_that_meets_the_end_of_its_member_finds_its_door_closed(bench: Bench) -> None:
+    """At whatever step of a call the member ends, the thread gets DoorClosedError, and nothing that the end caused."""
+    ends: list[type[BaseException]] = []
+    chance = random.Random(1)
+
+    def script(door: SerialDoor) -> None:
+        while True:
+            door.query(b"x")
+
+    for _ in range(400):
+        host = DoorHost("brief")
+        async with trio.open_nursery() as nursery:
+            await nursery.start(host.serve)
+            thread = bench.threads.submit(script, SerialDoor(host, bench.ports[0]))
+            await trio.sleep(chance.uniform(0.001, 0.004))
+            nursery.cancel_scope.cancel()
+        ends += map(type, await bench.finish(thread))
+    assert set(ends) == {DoorClosedError}

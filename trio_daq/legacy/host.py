@@ -184,7 +184,12 @@ class DoorHost:
         async def run() -> None:
             try:
                 with call.scope:
-                    await serve(future)
+                    try:
+                        await serve(future)
+                    except Exception:
+                        # At the end of the member what the job uses may end before it: that is not its own error.
+                        await trio.lowlevel.checkpoint_if_cancelled()
+                        raise
             except Exception as error:
                 if future.done():
                     raise

@@ -297,6 +297,7 @@ class VisaLink:
         requests, owner, note = order.requests, order.owner, self.trace.note
         note(owner, "write", requests[0].data)
         begun = trio.current_time()
+        is_done = False
         try:
             replies = await transport.exchange(requests, order.deadline, order.progress)
             for request, reply in zip(requests, replies, strict=True):
@@ -306,6 +307,7 @@ class VisaLink:
                     note(owner, "read", reply)
             if self._has_to_check(order):
                 await self._check_errors(transport, order)
+            is_done = True
         except UnaskedInputError as error:
             self._soil(str(error))
             self.trace.note(OURSELVES, "drop", error.data)
@@ -336,6 +338,9 @@ class VisaLink:
         except BaseException:  # cancelled, or what a callback of the user raised
             self._soil("an exchange was given up")
             raise
+        finally:
+            if not is_done:
+                self.tally.note_broken_off(order, transport)
         self.tally.note_done(order, begun)
         if not self._has_proved_itself:  # not by being opened: some accept everybody and hang up
             self._has_proved_itself = True

@@ -157,6 +157,11 @@ class Order:
         self.setbacks += 1
         self._transport = None
 
+    @property
+    def is_sent(self) -> bool:
+        """Whether all of it was carried out, though something may follow."""
+        return self._is_sent
+
     def note_sent(self) -> None:
         """Note that all of it was sent; what the transport does from now on is something else."""
         self._is_sent = True

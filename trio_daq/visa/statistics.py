@@ -11,6 +11,7 @@ import trio
 from trio_daq.errors import CommandCancelledError, CommandTimeoutError, DaqError
 from trio_daq.sharing import Histogram
 from trio_daq.visa.order import Order
+from trio_daq.visa.transport import Transport
 
 
 @attrs.frozen
@@ -23,6 +24,8 @@ class SessionStatistics:
         transaction: Owner of the transaction that is open, or None.
         waiting: Owners of the commands in the queue, next one first.
         executed: Commands that were carried out, by owner; of a batch each one counts.
+        unfinished: Commands that were sent, or begun to be, and whose exchange did not end well, by owner. With
+            `executed` they are all that the instrument can have seen.
         timed_out: Orders that ended by their deadline, wherever they were.
         never_sent: Orders that ended before anything of them was sent.
         cancelled: Orders whose caller left.
@@ -41,6 +44,7 @@ class SessionStatistics:
     transaction: str | None
     waiting: tuple[str, ...]
     executed: Mapping[str, int]
+    unfinished: Mapping[str, int]
     timed_out: int
     never_sent: int
     cancelled: int
@@ -59,6 +63,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.executed: Counter[str] = Counter()
+        self.unfinished: Counter[str] = Counter()
         self.timed_out = self.never_sent = self.cancelled = self.failed = 0
         self.abandoned = self.resyncs = self.reconnects = self.hand_overs = 0
         self.longest_wait = 0.0
@@ -78,6 +83,14 @@ class Tally:
             self.longest_wait = waited
         self.wait_times.add(waited)
         self.execution_times.add(trio.current_time() - begun)
+
+    def note_broken_off(self, order: Order, transport: Transport) -> None:
+        """Count what *transport* had sent of an order when its exchange ended badly."""
+        done = len(order.requests) if order.is_sent else transport.completed
+        if done:
+            self.executed[order.owner] += done
+        if not order.is_sent and transport.sent != "no":
+            self.unfinished[order.owner] += 1
 
     def note_failed(self, error: DaqError) -> None:
         """Count an order that ends in *error*."""
@@ -103,6 +116,7 @@ class Tally:
             transaction=transaction,
             waiting=waiting,
             executed=dict(self.executed),
+            unfinished=dict(self.unfinished),
             timed_out=self.timed_out,
             never_sent=self.never_sent,
             cancelled=self.cancelled,

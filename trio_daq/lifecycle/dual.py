@@ -18,7 +18,8 @@ from trio_daq.errors import StateError, UnhealthyError
 from trio_daq.lifecycle.health import HealthReport
 from trio_daq.lifecycle.lines import Lines, LineSnapshot, unknown_name
 from trio_daq.lifecycle.manager import Manager
-from trio_daq.lifecycle.member import Member
+from trio_daq.lifecycle.member import Member, expect_outside
+from trio_daq.lifecycle.own_task import in_own_task
 from trio_daq.lifecycle.report import MemberReport, SafeStateReport, ShutdownReport, StageReport
 from trio_daq.lifecycle.safe_state import SafeStates
 from trio_daq.lifecycle.side import Side, V2Side, V4Side
@@ -222,8 +223,9 @@ class DualRuntimeManager(Manager):
         if name not in stages:
             raise unknown_name("member", name, stages)
         stage = stages[name]
-        self._expect_caller_outside((stage.members[name],), action, "It would wait for its own end.")
-        await self._in_own_task(stage.restart, name, lambda: self._lines.take_back(name, "its owner is restarted"))
+        expect_outside((stage.members[name],), action, "It would wait for its own end.")
+        root = self._opened(action)
+        await in_own_task(root, stage.restart, name, lambda: self._lines.take_back(name, "its owner is restarted"))
 
     async def stop_v2(self, timeout: float | None = None) -> StageReport:
         """Stop V2 alone, within *timeout* seconds; V4, hardware and recording go on."""
@@ -232,6 +234,11 @@ class DualRuntimeManager(Manager):
     async def stop_v4(self, timeout: float | None = None) -> StageReport:
         """Stop V4 alone, within *timeout* seconds; V2, hardware and recording go on."""
         return await self._stop_side(self.v4, timeout)
+
+    async def wait_all_ended(self) -> None:
+        """Wait until every member of both sides has ended by itself."""
+        for side in (self.v2, self.v4):
+            await side.stage.wait_all_ended()
 
     def snapshot(self) -> LabSnapshot:
         """Return what the lab looks like now."""

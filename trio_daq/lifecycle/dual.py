@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import attrs
 
@@ -27,7 +27,10 @@ from trio_daq.lifecycle.stage import Stage
 from trio_daq.lifecycle.state import ManagerState, Status
 from trio_daq.recording import Recorder, RecorderStatistics
 from trio_daq.serialport import SharedSerialPort
+from trio_daq.sharing import SharedDevice
 from trio_daq.visa import VisaSessionManager
+
+_T = TypeVar("_T")
 
 
 @attrs.frozen
@@ -38,7 +41,7 @@ class LabSnapshot:
         state: Where its manager is.
         v2: How V2 is.
         v4: How V4 is.
-        lines: Its ports and sessions.
+        lines: Its ports, sessions and shared devices.
         members: Its members, by the name of their side.
         published: Readings published.
         recorded: What the recorder has acknowledged; None if nothing is recorded.
@@ -137,6 +140,34 @@ class DualRuntimeManager(Manager):
             UnknownNameError: If there is none.
         """
         return self._lines.session(name_or_resource)
+
+    def share(
+        self, name: str, device: _T, *, acquire_timeout: float = 2.0, max_hold: float | None = None
+    ) -> SharedDevice[_T]:
+        """Share any object among the members of both sides, one owner at a time: a camera, a motor controller.
+
+        It outlives stops and starts; closing it is for whoever made it.
+
+        Args:
+            name: By which `get_shared` finds it.
+            device: The object.
+            acquire_timeout: Seconds to wait for it where nobody names another time.
+            max_hold: Seconds after which it is taken back from whoever has it; None for never.
+
+        Raises:
+            ValueError: If a device of that name is shared already.
+        """
+        shared = SharedDevice(name, device, acquire_timeout=acquire_timeout, max_hold=max_hold)
+        self._lines.share(shared)
+        return shared
+
+    def get_shared(self, name: str) -> SharedDevice[Any]:
+        """Return what `share` was given under *name*.
+
+        Raises:
+            UnknownNameError: If there is none.
+        """
+        return self._lines.device(name)
 
     async def enqueue_visa_command(
         self, command: str, timeout: float | None = None, owner: str | None = None, session: str | None = None

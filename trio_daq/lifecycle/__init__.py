@@ -1,5 +1,6 @@
 """Start a lab, watch over it, and stop it in order and in time."""
 
+from trio_daq.lifecycle.devices import Device
 from trio_daq.lifecycle.dual import DualRuntimeManager, LabSnapshot
 from trio_daq.lifecycle.health import HealthReport
 from trio_daq.lifecycle.lines import LineSnapshot
@@ -23,6 +24,7 @@ from trio_daq.lifecycle.supervision import Supervision
 __all__ = [
     "EXIT_STUCK",
     "EXIT_UNSAFE",
+    "Device",
     "DualRuntimeManager",
     "HealthReport",
     "LabSnapshot",

@@ -15,6 +15,7 @@ import attrs
 from trio_daq.config import DualConfig, check_drivers
 from trio_daq.data import DataDistributor
 from trio_daq.errors import StateError, UnhealthyError
+from trio_daq.lifecycle.devices import Device, DeviceList
 from trio_daq.lifecycle.health import HealthReport
 from trio_daq.lifecycle.lines import Lines, LineSnapshot, unknown_name
 from trio_daq.lifecycle.manager import Manager
@@ -89,6 +90,7 @@ class DualRuntimeManager(Manager):
         self.distributor = DataDistributor()
         self.recorder: Recorder | None = None
         self._lines = Lines(config)
+        self._devices = DeviceList(self._lines)
         self._safe = safe = SafeStates(config, self._lines)
         self.v2 = V2Side(
             "v2", config.v2, self._lines, self.distributor, config.folder, self._member_failed, safe.after_life_of
@@ -174,6 +176,14 @@ class DualRuntimeManager(Manager):
     ) -> str:
         """Queue a command on a session and return its reply. See `VisaSessionManager.enqueue_command`."""
         return await self._lines.session(session).enqueue_command(command, timeout, owner)
+
+    async def devices(self, *, refresh: bool = False) -> tuple[Device, ...]:
+        """Return what the lab uses, and what other serial ports this computer has.
+
+        Args:
+            refresh: Ask the system now; if not, it is asked once in 30 s, and when something was plugged.
+        """
+        return await self._devices.all(refresh=refresh)
 
     async def make_safe(self, name: str | None = None) -> tuple[SafeStateReport, ...]:
         """Take the steps of ``safe_state`` now, on a line such as ``"serial.stage"`` or on all, and say how it went.

@@ -125,7 +125,7 @@ class MemberConfig:
         kind: How it runs; None finds it out from the driver.
         serial: Name of the serial port it uses, or several; None for no port.
         visa: Name of the VISA session it uses, or several; None for no session.
-        makes_safe: Lines, such as ``"serial.stage"``, that are made safe whenever it ends, for any reason, and before it
+        makes_safe: Lines, such as ``"serial.stage"``, that are made safe whenever it ends, for any reason, before it
             is started again; an empty list for none. None: those with a ``safe_state`` that no other member uses.
         options: What else the driver is called with. Their values are the driver's business.
         restart: When it is started again: ``"always"`` when it has ended, ``"on_failure"`` when an error ended it that

@@ -208,15 +208,15 @@ class Life:
             gap=dice.uniform(0, 1.0),
         )
 
-    @property
-    def kind(self) -> str:
+    def kind(self, said: str) -> str:
+        """Return what is worst about it, as far as it has come."""
         if "holding_the_gil" in self.v2:
             return "GIL held"
         if {*FORCED} & {*self.v2}:
             return "blocked for ever"
         if {*STUCK} & {*self.v2} or "Hung" in self.v4:
             return "stuck"
-        return "deaf body" if self.deaf_for > TIMEOUT else "orderly"
+        return "deaf body" if self.deaf_for > TIMEOUT and "ready" in said else "orderly"
 
 
 @attrs.frozen
@@ -288,7 +288,7 @@ def faults_of(life: Life, end: End) -> list[str]:
         "stuck": ({3}, MARGIN, ""),
         "deaf body": ({3}, MARGIN, "did not end in time"),
         "orderly": (by_signal, MARGIN, ""),
-    }[life.kind]
+    }[life.kind(end.said)]
     faults = []
     if end.code not in codes:
         faults.append(f"it ended with {end.code} instead of {codes}")
@@ -322,8 +322,9 @@ async def test_every_process_ends_in_time_with_its_code_and_a_report(tmp_path):
             life = Life.of(seed)
             (folder := tmp_path / str(seed)).mkdir()
             end = await live(life, folder)
-        outcomes[life.kind, "start" if life.during_start else "run", end.code] += 1
-        late[life.kind].append(end.took - TIMEOUT)
+        kind = life.kind(end.said)
+        outcomes[kind, "start" if life.during_start else "run", end.code] += 1
+        late[kind].append(end.took - TIMEOUT)
         if faults := faults_of(life, end):
             failures.append(f"{'; '.join(faults)}\n{life}\n{end.said}\n{end.errors}")
 

@@ -18,7 +18,7 @@ TIMEOUT = 0.5
 MARGIN = 2.0
 
 PROGRAM = """
-import ctypes, sys, threading, time
+import ctypes, os, signal, sys, threading, time
 import trio
 from trio_daq import DualConfig, run
 from trio_daq.config import ApplicationConfig, MemberConfig, RecordingConfig, SubsystemConfig
@@ -59,6 +59,14 @@ async def main(manager):
     elif what == "GIL held":
         await manager.v2.spawn(hold_the_gil)
     print("ready", flush=True)
+    if what == "forking":
+        if not os.fork():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)
+            os._exit(0)
+        await trio.sleep(4)
+        print("done", flush=True)
+        return
     if what == "more to do":
         await manager.shutdown()
         await trio.sleep(4)
@@ -100,6 +108,7 @@ SIGNALS = {
     "GIL held": [signal.SIGTERM],
     "deaf": [signal.SIGTERM],
     "more to do": [],
+    "forking": [],
     "asked": [signal.SIGQUIT, signal.SIGQUIT, signal.SIGTERM],
     "asked while blocked": [signal.SIGQUIT, signal.SIGTERM],
 }
@@ -199,6 +208,13 @@ def test_a_main_that_has_more_to_do_after_its_shutdown(ended):
     program = ended["more to do"]
     assert (program.process.returncode, program.errors) == (0, "")
     assert program.said.endswith("done\n")
+
+
+def test_a_signal_to_a_forked_child(ended):
+    """It is the child's, and not the beginning of the end of the lab."""
+    program = ended["forking"]
+    assert (program.process.returncode, program.errors) == (0, "")
+    assert "done\n" in program.said
 
 
 def test_sigquit_tells_what_the_lab_is_at(ended):

@@ -19,6 +19,7 @@ from types import FrameType
 import trio
 
 from trio_daq.lifecycle.dual import DualRuntimeManager
+from trio_daq.lifecycle.leaving import stderr_number
 
 _DEEPEST = 12
 """Frames of a task or thread that are told, the innermost ones."""
@@ -60,7 +61,7 @@ def described_on_sigquit(manager: DualRuntimeManager) -> Iterator[None]:
         _write(lambda: describe_lab(manager))
 
     before = signal.signal(signal.SIGQUIT, tell)
-    faulthandler.register(signal.SIGQUIT, file=2, all_threads=True, chain=True)
+    faulthandler.register(signal.SIGQUIT, file=stderr_number(), all_threads=True, chain=True)
     try:
         yield
     finally:
@@ -74,7 +75,7 @@ def _write(describe: Callable[[], str]) -> None:
     except Exception as error:  # noqa: BLE001 - it was looked at while it changed
         text = f"it changed while it was looked at: {error!r}\n"
     with suppress(OSError):  # the terminal is gone
-        os.write(2, f"trio-daq: {text}".encode(errors="backslashreplace"))
+        os.write(stderr_number(), f"trio-daq: {text}".encode(errors="backslashreplace"))
 
 
 def _lines(manager: DualRuntimeManager) -> Iterator[str]:

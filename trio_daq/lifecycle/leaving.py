@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
@@ -32,6 +33,19 @@ def exit_now(code: int) -> NoReturn:
         with suppress(OSError, ValueError):  # its reader is gone
             stream.flush()
     os._exit(code)
+
+
+def stderr_number() -> int:
+    """Return the file number of stderr, to be written to past all buffers; that of nowhere if there is none."""
+    with suppress(OSError, ValueError):
+        if sys.__stderr__ is not None:  # else 2 may be anything, such as an instrument
+            return sys.__stderr__.fileno()
+    return _nowhere()
+
+
+@functools.cache
+def _nowhere() -> int:
+    return os.open(os.devnull, os.O_WRONLY)
 
 
 def exit_despite_threads(code: int) -> None:

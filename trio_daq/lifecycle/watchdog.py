@@ -22,6 +22,8 @@ from collections.abc import Callable, Collection
 from types import TracebackType
 from typing import NoReturn, Self
 
+from trio_daq.lifecycle.leaving import stderr_number
+
 _MARGIN = 2.0
 """Seconds above the time of a shutdown, in which the program is to leave by itself."""
 
@@ -33,6 +35,10 @@ _TELLING = 1.0
 
 _LOOK = b"\0"
 """Wakes the thread; what a signal writes is its number."""
+
+
+_watching: list[Watchdog] = []
+"""Those that hear signals; one at most, as they do so in the main thread."""
 
 
 class Watchdog:
@@ -68,7 +74,7 @@ class Watchdog:
                 self._deadline = time.monotonic() + timeout + _MARGIN
                 # There is one such clock in a process: if the program has set it, it is ours from here on.
                 locked = timeout + _MARGIN + _LOCKED_MARGIN
-                faulthandler.dump_traceback_later(locked, exit=True, file=_stderr())
+                faulthandler.dump_traceback_later(locked, exit=True, file=stderr_number())
         self._wake()
 
     def stop(self) -> None:
@@ -87,6 +93,7 @@ class Watchdog:
         if os.name == "posix" and threading.current_thread() is threading.main_thread():
             # In front of that of Trio, to which everything is handed on.
             self._old_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+            _watching.append(self)
         return self
 
     def __exit__(
@@ -94,6 +101,7 @@ class Watchdog:
     ) -> None:
         if os.name == "posix" and threading.current_thread() is threading.main_thread():
             signal.set_wakeup_fd(self._old_fd, warn_on_full_buffer=False)
+            _watching.remove(self)
         self.stop()
         with self._lock:
             self._is_closed = True
@@ -103,7 +111,7 @@ class Watchdog:
         self._writer.close()
 
     def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # it is full, so it wakes
+        with contextlib.suppress(OSError):  # it is full, so it wakes; or closed, since all is over
             self._writer.send(_LOOK)
 
     def _watch(self) -> None:
@@ -135,20 +143,23 @@ class Watchdog:
     def _tell(self) -> None:
         words = f"trio-daq: did not end in time, so the process ends with exit code {self._exit_code()}\n"
         with contextlib.suppress(OSError):
-            os.write(_stderr(), words.encode())
+            os.write(stderr_number(), words.encode())
             try:
                 words = self._last_words()
             except Exception as error:  # noqa: BLE001 - what it looks at changes meanwhile
                 words = f"what it is at cannot be said: {error!r}\n"
-            os.write(_stderr(), words.encode(errors="backslashreplace"))
+            os.write(stderr_number(), words.encode(errors="backslashreplace"))
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
         logging.shutdown()
 
 
-def _stderr() -> int:
-    try:
-        return sys.__stderr__.fileno() if sys.__stderr__ is not None else 2
-    except (OSError, ValueError):
-        return 2
+def _forget_wakeup_fd() -> None:
+    """Keep the signals of a forked child from the clock of its parent."""
+    if _watching:
+        signal.set_wakeup_fd(-1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_wakeup_fd)

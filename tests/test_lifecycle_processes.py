@@ -1,7 +1,7 @@
 """Labs with parts that hang in every way, in real processes, stopped by signals at random moments.
 
 By the clock of their parent each ends in time, with the right code, and with a report. `TRIO_DAQ_PROCESS_RUNS` is how
-many labs are run, two at a time; 6 where nothing is said. A failure names the seed of its lab; `TRIO_DAQ_PROCESS_SEED`
+many labs are run, two at a time; 4 where nothing is said. A failure names the seed of its lab; `TRIO_DAQ_PROCESS_SEED`
 is the first one.
 """
 
@@ -23,7 +23,7 @@ from trio_daq.sim import open_simulated_lab
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
-RUNS = int(os.environ.get("TRIO_DAQ_PROCESS_RUNS", "6"))
+RUNS = int(os.environ.get("TRIO_DAQ_PROCESS_RUNS", "4"))
 SEED = int(os.environ.get("TRIO_DAQ_PROCESS_SEED", "1"))
 
 TIMEOUT = 3.0

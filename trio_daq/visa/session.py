@@ -149,13 +149,17 @@ class VisaSessionManager(CommandVerbs):
         hold = self.config.max_hold if max_hold is None else checked_timeout(max_hold, "max_hold", zero=False)
         return Transaction(self, self._opened, self.config, name, seconds, hold)
 
-    def revoke(self, reason: str) -> str | None:
+    def revoke(self, reason: str, member: str | None = None) -> str | None:
         """End the transaction that is open, if one is, and return whose it was.
 
         What its owner asks for in it from now on, and what they wait for now, raises `LeaseRevokedError`.
+
+        Args:
+            reason: For the log and the owner's error.
+            member: Only if a task of this member of the lab has it, under whatever name; None for whoever has it.
         """
         link = self._link
-        return link.lease.revoke(reason) if link is not None and link.lease.is_revocable else None
+        return link.lease.revoke(reason, member) if link is not None and link.lease.is_revocable else None
 
     def acquire(self, owner: str | None = None, timeout: float | None = None) -> Transaction:
         """Return a `transaction`, under the name that `acquire_all` knows."""

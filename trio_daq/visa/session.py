@@ -135,12 +135,13 @@ class VisaSessionManager(CommandVerbs):
 
         Args:
             owner: Who wants it; the member's id or the task's name if omitted. Its commands bear that name.
-            timeout: Seconds to wait for it, None for the session's own.
+            timeout: Seconds to wait for it, None for the session's own; 0 does not wait for others.
             max_hold: Seconds after which it is taken back and its block cancelled; None for the session's own.
 
         Raises:
             SessionClosedError: If the session is not open.
             CommandTimeoutError: On entering, if its turn did not come in time.
+            PortBusyError: On entering, if *timeout* is 0 and others have it or wait for it.
             DeadlockError: On entering, if the task would have to wait for itself.
             LeaseRevokedError: On leaving, if it was held for too long.
         """

@@ -705,6 +705,11 @@ async def test_state_synchronization(tmp_path: Path) -> None:
             seen["task"].append(status)
             snapshots.append(manager.snapshot())
 
+    def reads_ten_times(port: SerialDoor, visa: VisaDoor, notes: Notes) -> None:
+        for number in range(10):
+            notes.note(f"thread-{number}", port.query(f"POS? thread-{number}".encode()).decode())
+            notes.note(f"thread-{number}m", visa.query(f"MEAS:VOLT? thread-{number}m"))
+
     async def fails_when_told() -> None:
         await told.wait()
         raise TimeoutError("no answer")
@@ -746,9 +751,11 @@ async def test_state_synchronization(tmp_path: Path) -> None:
         assert seen["task"] == [Status.ERROR, Status.INACTIVE, Status.ACTIVE] == [one.v4 for one in snapshots]
         assert [one.v2 for one in snapshots] == [Status.ACTIVE] * 3
         # Both sides and the outside see one truth about the lines, and it is the instruments'.
-        await manager.v2.spawn_thread(read_in_thread, lab.port, lab.meter, notes=notes, name="thread")
+        thread = await manager.v2.spawn_thread(reads_ten_times, lab.port, lab.meter, notes, name="thread")
         await manager.v4.spawn(Instruments, lab.port, lab.meter, notes=notes, period=0.003, name="reader")
-        await until(lambda: all(notes.count(one) >= 10 for one in ("thread", "reader")))
+        await until(lambda: notes.count("reader") >= 10)
+        with trio.fail_after(10):
+            await thread.done.wait()
         await manager.stop_v4(5)
         await manager.stop_v2(5)
         stage, meter = manager.snapshot().lines

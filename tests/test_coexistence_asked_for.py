@@ -52,8 +52,16 @@ class Try(Message[str]):
     """Take the port without waiting."""
 
 
-class Impatient(Instruments):
-    """Says who is in its way."""
+@attrs.frozen
+class Hold(Message[None]):
+    """Take the port and keep it until *let_go*."""
+
+    has: trio.Event
+    let_go: trio.Event
+
+
+class Holding(Instruments):
+    """Takes the port, or says who is in its way."""
 
     @handles(Try)
     async def try_port(self, _: Try) -> str:
@@ -63,12 +71,20 @@ class Impatient(Instruments):
         except PortBusyError as error:
             return str(error.held_by)
 
+    @handles(Hold)
+    async def hold(self, message: Hold) -> None:
+        async with self.serial.acquire() as guard:
+            self.notes.note("actor-0", (await guard.query(b"POS? actor-0")).decode())
+            message.has.set()
+            await message.let_go.wait()
+            self.notes.note("actor-1", (await guard.query(b"POS? actor-1")).decode())
+
 
 async def test_exclusive_access_names_its_owner(tmp_path: Path) -> None:
     """While a V2 thread has the port, its owner is that thread for everybody, and an actor that does not wait is told
     so; while the actor has it, it is the other way round. By the stage's log nobody came between; and of the meter it
     holds as well."""
-    has, let_go = threading.Event(), threading.Event()
+    has, let_go, try_now = threading.Event(), threading.Event(), threading.Event()
     told: list[str] = []
 
     def old(port: SerialDoor, visa: VisaDoor, notes: Notes) -> None:
@@ -78,8 +94,7 @@ async def test_exclusive_access_names_its_owner(tmp_path: Path) -> None:
             let_go.wait(20)
             notes.note("old-1", line.query(b"POS? old-1").decode())
             notes.note("old-2", meter.query("MEAS:VOLT? old-2"))
-        while "actor-0" not in lab.asked("stage"):
-            time.sleep(0.005)
+        try_now.wait(20)
         try:
             with port.exclusive(timeout=0):
                 told.append("free")
@@ -88,7 +103,7 @@ async def test_exclusive_access_names_its_owner(tmp_path: Path) -> None:
 
     async with shared_lab.running_lab(tmp_path) as lab, trio.open_nursery() as nursery:
         manager, notes = lab.manager, lab.notes
-        actor = await manager.v4.spawn(Impatient, lab.port, lab.meter, notes=notes, name="actor")
+        actor = await manager.v4.spawn(Holding, lab.port, lab.meter, notes=notes, name="actor")
         asker = await manager.v4.spawn(Instruments, lab.port, lab.meter, notes=notes, name="other")
         assert (lab.port.current_owner(), lab.port.is_available()) == (None, True)
         thread = await manager.v2.spawn_thread(old, lab.port, lab.meter, notes=notes)
@@ -96,17 +111,20 @@ async def test_exclusive_access_names_its_owner(tmp_path: Path) -> None:
         assert (lab.port.current_owner(), lab.port.is_available()) == ("old", False)
         assert lab.meter.current_owner() == "old"
         assert await actor.ask(Try()) == "old"
-        nursery.start_soon(actor.ask, Ask("SLOW? {tag} 0.5", "actor-0"), 20)
+        hold = Hold(trio.Event(), trio.Event())
+        nursery.start_soon(actor.ask, hold, 20)
         nursery.start_soon(asker.ask, Ask("MEAS:VOLT? {tag}", "other-0"), 20)
         await until(lambda: lab.port.statistics().lease.waiting == ("actor",) and lab.meter.queue_depth() == 1)
         assert lab.port.current_owner() == "old"  # in line is not in hand
         let_go.set()
-        await until(lambda: "actor-0" in lab.asked())
-        assert lab.port.current_owner() == "actor"
+        await hold.has.wait()
+        assert (lab.port.current_owner(), lab.port.is_available()) == ("actor", False)
+        try_now.set()
         await thread.done.wait()
         assert told == ["actor"]
+        hold.let_go.set()
     assert lab.port.current_owner() is None
-    assert lab.asked("stage") == ["old-0", "old-1", "actor-0"]
+    assert lab.asked("stage") == ["old-0", "old-1", "actor-0", "actor-1"]
     assert lab.asked("meter") == ["old-2", "other-0"]
     lab.check_replies()
 

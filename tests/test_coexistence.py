@@ -153,7 +153,7 @@ async def test_graceful_shutdown_with_active_ops(tmp_path: Path) -> None:
 
     def old(port: SerialDoor, context: ThreadContext, notes: Notes) -> None:
         try:
-            port.query(f"SLOW? {context.id}-0 1".encode())
+            port.query(f"SLOW? {context.id}-0 1.6".encode())
         except DoorInterruptedError:
             interrupted.append(context.id)
             raise
@@ -161,11 +161,11 @@ async def test_graceful_shutdown_with_active_ops(tmp_path: Path) -> None:
             notes.note(f"{context.id}-9", port.query(f"POS? {context.id}-9".encode()).decode())
 
     async def new(visa: VisaSessionManager, context: DriverContext, notes: Notes) -> None:
-        notes.note("task-0", await visa.query("SLOW? task-0,0.2"))
+        notes.note("task-0", await visa.query("SLOW? task-0,0.3"))
 
     async with shared_lab.running_lab(tmp_path) as lab, trio.open_nursery() as nursery:
         manager, notes = lab.manager, lab.notes
-        for number, question in enumerate(("SLOW? {tag} 0.2", "SLOW? {tag},0.2", "SLOW? {tag},0.2")):
+        for number, question in enumerate(("SLOW? {tag} 0.3", "SLOW? {tag},0.3", "SLOW? {tag},0.3")):
             actor = await manager.v4.spawn(Instruments, lab.port, lab.meter, notes=notes, name=f"actor{number}")
             nursery.start_soon(actor.ask, Ask(question, f"actor{number}-0"), 10)
         for name in ("old1", "old2"):

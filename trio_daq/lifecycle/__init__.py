@@ -1,7 +1,7 @@
 """Start a lab, watch over it, and stop it in order and in time."""
 
 from trio_daq.lifecycle.dual import DualRuntimeManager, LabSnapshot
-from trio_daq.lifecycle.health import HealthReport
+from trio_daq.lifecycle.health import HealthEvent, HealthProblem, HealthReport, HealthStatus, Severity
 from trio_daq.lifecycle.lines import LineSnapshot
 from trio_daq.lifecycle.manager import EXIT_STUCK, EXIT_UNSAFE, Manager
 from trio_daq.lifecycle.member import Member
@@ -17,7 +17,10 @@ __all__ = [
     "EXIT_STUCK",
     "EXIT_UNSAFE",
     "DualRuntimeManager",
+    "HealthEvent",
+    "HealthProblem",
     "HealthReport",
+    "HealthStatus",
     "LabSnapshot",
     "LineSnapshot",
     "Manager",
@@ -25,6 +28,7 @@ __all__ = [
     "Member",
     "MemberReport",
     "SafeStateReport",
+    "Severity",
     "ShutdownReport",
     "Stage",
     "StageReport",

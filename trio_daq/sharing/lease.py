@@ -26,6 +26,7 @@ from trio_daq.sharing.alarms import Alarm
 from trio_daq.sharing.deadlines import checked_timeout
 from trio_daq.sharing.histogram import Histogram
 from trio_daq.sharing.owner import current_agent, owner_name
+from trio_daq.sharing.pulse import beat
 from trio_daq.sharing.wait_graph import (
     Agent,
     LineKind,
@@ -417,6 +418,7 @@ class Claim:
         self.agent = current_agent() or task
         self.depth = len(task.child_nurseries)
         self.asked_at = trio.current_time()
+        beat()
         note_order(self)
         known = lease._task_of_owner.get(self.owner)
         if known is None or known() is not task:
@@ -432,6 +434,7 @@ class Claim:
                 await trio.lowlevel.cancel_shielded_checkpoint()
         else:
             await self._wait_in_line()
+            beat()
         if lease._max_hold is not None:
             self.limit_hold(lease._max_hold)
         return self

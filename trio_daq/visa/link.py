@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import outcome
@@ -69,8 +70,7 @@ class VisaLink:
 
     Attributes:
         transport: The connection, if there is one.
-        state: ``open``; ``dirty``: a late reply may come; ``lost``: to be opened again; ``unusable``: it could not be
-            made trustworthy; ``parked``: not opened yet, or closed to make room for another session of the bus.
+        listeners: Called when the state has changed, and after each order.
         trouble: What is wrong, empty if nothing is.
         last_trouble: What was wrong last.
         epoch: How often it was opened.
@@ -89,7 +89,8 @@ class VisaLink:
         self.canonical = canonical
         self.config = config
         self.transport: Transport | None = None
-        self.state: State = "parked"
+        self.listeners: list[Callable[[], object]] = []
+        self._state: State = "parked"
         self.trouble = self.last_trouble = ""
         self.epoch = 0
         self.lease = Lease(resource, kind=LineKind.VISA)
@@ -108,6 +109,21 @@ class VisaLink:
         self._resync = Resync(canonical, config, self.trace)
         self.attempt = trio.CancelScope()
         self.is_closing = False
+
+    @property
+    def state(self) -> State:
+        """How the connection is.
+
+        ``open``; ``dirty``: a late reply may come; ``lost``: to be opened again; ``unusable``: it could not be made
+        trustworthy; ``parked``: not opened yet, or closed to make room for another session of the bus.
+        """
+        return self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        has_changed, self._state = state != self._state, state
+        if has_changed:
+            self._tell()
 
     # --- what the worker has to know ---------------------------------------------------------------------------------
 
@@ -289,6 +305,11 @@ class VisaLink:
     def _rest(self) -> None:
         self.is_busy = False
         self.rest.unpark_all()
+        self._tell()
+
+    def _tell(self) -> None:
+        for listener in self.listeners:
+            listener()
 
     # --- one exchange ------------------------------------------------------------------------------------------------
 
@@ -384,8 +405,8 @@ class VisaLink:
             self.state = "dirty"
 
     def _fail(self, state: State, trouble: str, *, pause: bool = True) -> None:
-        self.state = state
         self.trouble = self.last_trouble = trouble
+        self.state = state
         if pause:
             self._backoff.failed()
         _log.warning("%s: %s: %s", self.resource, state, trouble)

@@ -145,6 +145,8 @@ class Member:
                     self.failure = decision
                     self.note("error", decision.reason)
                 if not isinstance(decision, Restart) or self._stopping.is_set():
+                    if self.failure is None and not self._stopping.is_set():
+                        self.note("info", "has ended")
                     break
                 _log.warning("%s %s; it is started again in %.2f s", self.name, decision.reason, decision.after)
                 self.note("warning", f"{decision.reason}; it is started again in {decision.after:.2f} s")

@@ -70,7 +70,7 @@ class VisaLink:
 
     Attributes:
         transport: The connection, if there is one.
-        listeners: Called when the state has changed, and after each order.
+        listeners: Called when the state has changed, and when an order was taken out of the queue.
         trouble: What is wrong, empty if nothing is.
         last_trouble: What was wrong last.
         epoch: How often it was opened.
@@ -123,7 +123,7 @@ class VisaLink:
     def state(self, state: State) -> None:
         has_changed, self._state = state != self._state, state
         if has_changed:
-            self._tell()
+            self.tell()
 
     # --- what the worker has to know ---------------------------------------------------------------------------------
 
@@ -198,6 +198,7 @@ class VisaLink:
         """Do what *order* asks for, and end it, or put it back if the connection failed before any of it was sent."""
         order.withdraw()
         self.in_flight, self.begun_at, self.is_busy = order, trio.current_time(), True
+        self.tell()
         try:
             replies = await order.work(order)
             if order.queue is None:
@@ -305,9 +306,9 @@ class VisaLink:
     def _rest(self) -> None:
         self.is_busy = False
         self.rest.unpark_all()
-        self._tell()
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Tell who listens that the state, or the length of the queue, may have changed."""
         for listener in self.listeners:
             listener()
 

@@ -185,6 +185,7 @@ class Order:
             self.link.tally.note_failed(error)
             self.withdraw()
             self.end(outcome.Error(error))
+            self.link.tell()
 
     def expire(self) -> None:
         """End it, since its deadline has come."""

@@ -29,8 +29,12 @@ from trio_daq.visa import VisaSessionConfig, VisaSessionManager
 
 def lab(**tables: object) -> DualRuntimeManager:
     """A lab of both sides."""
-    config: dict[str, object] = {"v2": SubsystemConfig(stop_timeout=1.0), "v4": SubsystemConfig(stop_timeout=1.0)}
-    return DualRuntimeManager(DualConfig(recording=RecordingConfig(enabled=False), **(config | tables)))
+    config: dict[str, object] = {
+        "v2": SubsystemConfig(stop_timeout=1.0),
+        "v4": SubsystemConfig(stop_timeout=1.0),
+        "recording": RecordingConfig(enabled=False),
+    }
+    return DualRuntimeManager(DualConfig(**(config | tables)))
 
 
 def told(events: tuple[HealthEvent, ...] | list[HealthEvent], subject: str) -> list[tuple[str, str]]:

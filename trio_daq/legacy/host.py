@@ -22,7 +22,7 @@ import attrs
 import trio
 
 from trio_daq.errors import DoorClosedError, DoorInterruptedError, Sent, StateError
-from trio_daq.sharing import Pulse, current_pulse, living_by, on_behalf_of
+from trio_daq.sharing import Pulse, acting_as, current_pulse, living_by, on_behalf_of
 
 _MARGIN = 10.0
 """Seconds that a thread waits beyond the deadline of its job before it takes the event loop for dead."""
@@ -215,7 +215,7 @@ class DoorHost:
                 if interruption is not None:
                     self._in_flight.add(call)
                 self._beat()
-                with on_behalf_of(thread), living_by(self._pulse):
+                with on_behalf_of(thread), acting_as(self.owner), living_by(self._pulse):
                     self._nursery.start_soon(run, name=f"door of {self.owner} to {resource}")
 
         try:

@@ -124,10 +124,12 @@ async def test_a_member_that_does_not_end_is_an_error_also_when_its_side_is_off(
         assert manager.v2_status() is Status.ERROR
         await manager.stop_v2()
         assert manager.v2_status() is Status.INACTIVE
-        with pytest.raises(UnhealthyError, match=r"v2\.stubborn does not end") as caught:
-            await manager.check_health()
+        try:
+            with pytest.raises(UnhealthyError, match=r"v2\.stubborn does not end") as caught:
+                await manager.check_health()
+        finally:
+            wake.set()
         assert (caught.value.report.status_of("v2"), caught.value.report.status_of("v4")) == ("error", "ok")
-        wake.set()
         await wait_all_tasks_blocked()
         assert (await manager.check_health()).status == "ok"
     events = manager.health_history()

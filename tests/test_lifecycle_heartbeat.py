@@ -397,19 +397,22 @@ async def test_the_beginning_and_the_end_are_signs_of_life(operation, autojump_c
 
 
 async def test_a_call_through_a_door_begins_and_ends_with_a_sign_of_life():
-    """In a thread as in a task: a pause, a call that takes long, and a pause."""
+    """In a thread as in a task: pauses, and between them a call that takes long, and a reading."""
 
-    def scan(port: SerialDoor) -> None:
-        time.sleep(0.6)
-        with pytest.raises(TimeoutError):
-            port.query(b"POS?", timeout=0.6)
-        time.sleep(0.6)
+    def scan(port: SerialDoor, context: ThreadContext) -> None:
+        with port.exclusive() as line:
+            time.sleep(0.5)
+            with pytest.raises(TimeoutError):
+                line.read(1, timeout=0.5)
+            time.sleep(0.5)
+            context.publish("voltage", 1.0)
+            time.sleep(0.5)
 
     port = SharedSerialPort(SerialPortConfig(path="memory", quiet_time=0.01), MemoryLine().open_stream)
     async with port, lab() as manager:
         await port.recover()
         await manager.start()
-        member = await manager.v2.spawn_thread(scan, port, supervision=Supervision(heartbeat=0.9))
+        member = await manager.v2.spawn_thread(scan, port, supervision=Supervision(heartbeat=0.8))
         await member.done.wait()
         assert member.error is None
     assert not [event for event in manager.health_history() if event.severity == "error"]

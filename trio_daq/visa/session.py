@@ -67,7 +67,7 @@ class VisaSessionManager(CommandVerbs):
         self._make_transport = make_transport
         self._lane: Lane | None = None
         self._link: VisaLink | None = None
-        self._is_open = self._is_stopping = self._is_closing = False
+        self._is_open = self._is_stopping = self._has_begun_to_close = self._is_closing = False
         self._stopping = trio.Event()
         self._ended = trio.Event()
         self._worker_ended = trio.Event()
@@ -331,15 +331,17 @@ class VisaSessionManager(CommandVerbs):
             self._worker_ended.set()
 
     async def _close(self, timeout: float) -> None:
-        if self._is_closing:
-            with trio.CancelScope(shield=True):
-                await self._ended.wait()
-            return
-        self.stop()
         lane, link = self._lane, self._link
         assert lane is not None
         assert link is not None
         deadline = trio.current_time() + timeout
+        if self._has_begun_to_close:  # `close` and the end of `serve` come together
+            with trio.CancelScope(shield=True):
+                await self._wait_for_mine(link, deadline)
+                await self._ended.wait()
+            return
+        self._has_begun_to_close = True
+        self.stop()
         with trio.CancelScope(shield=True):
             await self._wait_for_mine(link, deadline)
             self._fail_mine()  # one that was in flight may have been put back

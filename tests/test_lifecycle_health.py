@@ -52,6 +52,14 @@ def received(events: trio.MemoryReceiveChannel[HealthEvent]) -> list[HealthEvent
             return got
 
 
+async def next_about(events: trio.MemoryReceiveChannel[HealthEvent], subject: str) -> HealthEvent:
+    """Wait for the next event of one subject."""
+    async for event in events:
+        if event.subject == subject:
+            return event
+    raise AssertionError("the events have ended")
+
+
 async def until(is_so: Callable[[], bool]) -> None:
     """Look again and again until something is so."""
     while not is_so():  # noqa: ASYNC110 - by the virtual clock
@@ -183,18 +191,37 @@ async def test_a_line_of_a_lab_that_is_unplugged(tmp_path):
             await manager.start()
             with manager.watch_health() as events, trio.fail_after(10):
                 await simulated.unplug_stage()
-                async for event in events:
-                    if event.subject == "serial.stage":
-                        break
+                event = await next_about(events, "serial.stage")
                 assert (event.severity, event.text.partition(":")[0]) == ("error", "is lost")
                 with pytest.raises(UnhealthyError, match=r"serial\.stage is lost") as caught:
                     await manager.check_health()
                 assert (caught.value.report.status_of("serial.stage"), manager.is_v2_healthy()) == ("error", True)
                 await simulated.replug_stage()
-                async for event in events:
-                    if event.subject == "serial.stage":
-                        break
+                event = await next_about(events, "serial.stage")
                 assert (event.severity, event.text) == ("info", "is back")
+            assert (await manager.check_health()).status == "ok"
+
+
+async def test_a_session_of_a_lab_whose_queue_is_long(tmp_path):
+    """A real instrument that is asked too often: the lab is degraded, healthy all the same, and then well again."""
+    async with open_simulated_lab(tmp_path / "log.jsonl", stage=None) as simulated:
+        meter = VisaSessionConfig(resource=simulated.meter_resource, queue_warning=3)
+        async with lab(visa={"meter": meter}) as manager:
+            await manager.start()
+            with manager.watch_health() as events, trio.fail_after(10):
+                async with trio.open_nursery() as nursery:
+                    for number in range(5):
+                        nursery.start_soon(manager.visa["meter"].query, f"SLOW? t{number},0.1")
+                    event = await next_about(events, "visa.meter")
+                    assert (event.severity, event.text) == ("warning", "has 3 commands waiting")
+                    report = await manager.check_health()
+                    assert (report.healthy, report.status, report.status_of("visa.meter")) == (
+                        True,
+                        "degraded",
+                        "degraded",
+                    )
+                event = await next_about(events, "visa.meter")
+                assert (event.severity, event.text) == ("info", "has a short queue again: 1 waiting")
             assert (await manager.check_health()).status == "ok"
 
 
@@ -224,7 +251,7 @@ async def test_a_session_whose_queue_is_long_then_short(autojump_clock):
     assert seen == [(7, 1), (6, 1), (5, 1), (4, 1), (3, 1), (2, 0), (1, 0), (0, 0)]
     assert [(event.severity, event.text) for event in history.events()] == [
         ("warning", "has 4 commands waiting"),
-        ("info", "has a short queue again: 2 commands"),
+        ("info", "has a short queue again: 2 waiting"),
     ]
 
 

@@ -51,7 +51,7 @@ def watch_session(subject: str, session: VisaSessionManager, note: Note) -> None
             if was_crowded:
                 note(subject, "warning", f"has {depth} commands waiting")
             else:
-                note(subject, "info", f"has a short queue again: {depth} commands")
+                note(subject, "info", f"has a short queue again: {depth} waiting")
 
     session.on_change(tell)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 
-from trio_daq.lifecycle.health import HealthProblem, HealthReport
+from trio_daq.lifecycle.health import HealthProblem, HealthReport, subject_of
 from trio_daq.lifecycle.line_health import port_problems, session_problems
 from trio_daq.lifecycle.lines import Lines
 from trio_daq.lifecycle.stage import Stage
@@ -38,11 +38,11 @@ def check_up(state: ManagerState, stages: Iterable[Stage], lines: Lines, stall: 
 
 
 def stage_problems(stage: Stage) -> Iterator[HealthProblem]:
-    """Say what is wrong with the members of one stage; while it does not run, with those that do not end."""
+    """Say what is wrong with the members of one stage, or of one that was stopped, with those that do not end."""
     for member in stage.members.values():
-        if not stage.is_running and member.report().outcome != "stuck":
+        if not stage.is_running and not member.is_stuck:
             continue
-        subject = f"{stage.name}.{member.name}"
+        subject = subject_of(stage.name, member.name)
         if (trouble := member.trouble()) is not None:
             yield HealthProblem(subject, "error", trouble)
         elif (worry := member.worry()) is not None:

@@ -96,6 +96,11 @@ class HealthEvent:
         return f"{self.subject} {self.text}"
 
 
+def subject_of(stage: str, member: str) -> str:
+    """Return what a member is called in reports and events. A line bears its kind in its name already."""
+    return member if stage == "hardware" else f"{stage}.{member}"
+
+
 class Note(Protocol):
     """Takes down what has happened. For the Trio thread."""
 

@@ -105,6 +105,11 @@ class Member:
         return self._pulse is not None and self._pulse.is_silent
 
     @property
+    def is_stuck(self) -> bool:
+        """Whether it was cancelled and has not ended."""
+        return self._cancelled and not self.done.is_set()
+
+    @property
     def is_ready(self) -> bool:
         """Whether a life of it runs and has started."""
         return self._ready and self._alive

@@ -62,6 +62,7 @@ class Side:
             stop_timeout=config.stop_timeout,
         )
         self._populated = False
+        self._note = note
         self._distributor = distributor
         self._actors = ActorRegistry()
         self._lines = lines
@@ -87,6 +88,7 @@ class Side:
         for member in self.config.instruments:
             await stage.add(self._member(member, resolve_driver(member, self._folder)))
         self._populated = True
+        self._note(stage.name, "info", "has started")
         self._update()
 
     def _member(self, config: MemberConfig, driver: ResolvedDriver) -> Member:
@@ -130,7 +132,12 @@ class Side:
         for member in self.stage.members.values():
             if not member.done.is_set():  # whoever needs what it has shall not wait for it
                 self._lines.take_back(member.name, "its owner does not end")
-        self._populated = False
+        if self._populated:
+            self._populated = False
+            if any(member.is_stuck for member in self.stage.members.values()):
+                self._note(self.stage.name, "error", "was left, with members that do not end")
+            else:
+                self._note(self.stage.name, "info", "has stopped")
         self._status.value = Status.INACTIVE
 
 

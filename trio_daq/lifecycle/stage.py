@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from trio_daq.errors import StateError, StoppingError, StuckError
-from trio_daq.lifecycle.health import Note
+from trio_daq.lifecycle.health import Note, subject_of
 from trio_daq.lifecycle.member import Member
 from trio_daq.lifecycle.report import MemberReport, StageReport
 from trio_daq.sharing import ServiceNursery
@@ -39,7 +39,7 @@ class Stage:
         on_change: Told when a member has started, is going to be started again, has failed, is stuck, has fallen
             silent or come back.
         on_life_ended: Awaited after each life of a member and before its next, shielded, for at most 5 s.
-        note: Takes down what happens to it and to its members.
+        note: Takes down what happens to its members.
         stop_timeout: Seconds that its members have to end by themselves.
         hard_timeout: Seconds more that they have to end when they are cancelled.
     """
@@ -137,7 +137,6 @@ class Stage:
                         # A start that was cancelled is not adopted by the manager: shielded, it would hang for ever.
                         await trio.lowlevel.checkpoint_if_cancelled()
                         scope.shield = self._started = True
-                        self._note(self.name, "info", "has started")
                         task_status.started()
                         await self._stopped.wait()
                     finally:
@@ -163,7 +162,7 @@ class Stage:
         self.starting = member.name
         self.members[member.name] = member
         member.on_life_ended = self._on_life_ended
-        member.note = functools.partial(self._note, f"{self.name}.{member.name}")
+        member.note = functools.partial(self._note, subject_of(self.name, member.name))
         try:
             await self._nursery.start(member.run, self._changed)
         except BaseException:
@@ -230,10 +229,6 @@ class Stage:
         )
         for member_report in report.stuck:
             _log.error("%s.%s does not stop; it is at %s", self.name, member_report.name, member_report.frames)
-        if report.stuck:
-            self._note(self.name, "error", "was left, with members that do not end")
-        else:
-            self._note(self.name, "info", "has stopped")
         if self._started and not report.stuck:
             await self._ended.wait()  # at once: nothing is left in it
         self._tell_stopped()

@@ -168,3 +168,14 @@ async def test_twice_at_once(instrument) -> None:
         nursery.start_soon(make_safe)
     assert [result.outcome for result in results] == ["confirmed"] * 2
     assert instrument.commands[:4] == [*SAFE, *SAFE]
+
+
+async def test_a_served_session_that_is_closed(instrument) -> None:
+    """`close` and the end of `serve` close it together: it is made safe once, and neither fails."""
+    async with trio.open_nursery() as nursery:
+        session = await nursery.start(session_of(instrument).serve)
+        await session.query("ECHO? a")
+        with trio.fail_after(5):
+            await session.close(0)
+        assert session.state == "closed"
+    assert instrument.commands == ["ECHO? a", *SAFE]

@@ -68,14 +68,20 @@ def config_of(tmp_path, monkeypatch):
     return make
 
 
-async def said_until_ended(config: DualConfig, log, member: str) -> list[str]:
-    """Run the lab until *member* has ended for good, and return what was said from when it was safe at first."""
+async def said_until_ended(config: DualConfig, log, member: str, count: int) -> list[str]:
+    """Run the lab until *member* has ended for good, and return what was said from when it was safe at first, waiting
+    for *count* commands: one that is not answered is sent a moment before it is in the log."""
+    said: list[str] = []
     async with DualRuntimeManager(config) as manager:
         await manager.start()
         await manager.v2.stage.members[member].done.wait()
-        said = [entry.text for entry in read_log(log) if entry.event == "command"]
+        with trio.move_on_after(2):
+            while len(said) < count:
+                await trio.sleep(0.01)
+                texts = [entry.text for entry in read_log(log) if entry.event == "command"]
+                said = [text for text in texts if text in ("SHUT 0", "SHUT 1", "*RST")][2:]
         await manager.shutdown()
-    return [text for text in said if text in ("SHUT 0", "SHUT 1", "*RST")][2:]
+    return said
 
 
 @pytest.mark.parametrize(
@@ -94,7 +100,7 @@ async def test_whose_end_makes_it_safe(tmp_path, config_of, settings, shared, sh
     log = tmp_path / "log"
     async with open_simulated_lab(log) as lab:
         config = config_of(lab, opener(**settings), *([READER] if shared else []))
-        assert sorted(await said_until_ended(config, log, "opener")) == sorted(shutter)
+        assert sorted(await said_until_ended(config, log, "opener", len(shutter))) == sorted(shutter)
 
 
 async def test_each_life_ends_safe(tmp_path, config_of) -> None:

@@ -164,8 +164,9 @@ def is_connected_to(tcp_port: int | None) -> bool:
 
 
 def thread_names() -> set[str]:
-    """Return the names of all threads but those that Trio keeps for later."""
-    return {thread.name for thread in threading.enumerate() if not thread.name.startswith("Trio thread")}
+    """Return the names of all threads but those that Trio keeps for later, and that which a manager has while open."""
+    own = ("Trio thread", "trio_daq stall watch")
+    return {thread.name for thread in threading.enumerate() if not thread.name.startswith(own)}
 
 
 # --- members ---------------------------------------------------------------------------------------------------------

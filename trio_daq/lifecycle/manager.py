@@ -154,9 +154,10 @@ class Manager:
             self._root.cancel_scope.cancel(reason=f"trio_daq: {reason}")
 
     def hurry(self) -> None:
-        """Cut short the grace of a shutdown: members are cancelled now."""
-        for stage in self._stages:
-            stage.hurry.set()
+        """Cut short the grace of the shutdown that was asked for: members are cancelled now. Without one, do nothing."""
+        if self._shutdown.is_requested:
+            for stage in self._stages:
+                stage.hurry.set()
 
     async def serve(self, *, task_status: trio.TaskStatus[Self] = trio.TASK_STATUS_IGNORED) -> None:
         """Open, start, and run until the nursery that this was started in is cancelled or a shutdown was asked for."""
@@ -227,12 +228,11 @@ class Manager:
         if failure.stops_lab:
             self.request_shutdown(f"{member.name} {failure.reason}", error)
 
-    async def _roll_back(self, reason: str) -> ShutdownReport | None:
+    async def _roll_back(self, reason: str) -> ShutdownReport:
         self._start_left.set()
         self._request(reason, None)
         with trio.CancelScope(shield=True):
-            await self._shutdown.wait_report()
-        return self.report
+            return await self._shutdown.wait_report()
 
     def _request(self, reason: str, timeout: float | None) -> None:
         self._shutdown.request(reason, timeout)
@@ -280,7 +280,7 @@ class Manager:
         return [member for stage in self._stages for member in stage.members.values()]
 
     def _opened(self, action: str) -> trio.Nursery:
-        if self._root is None:
+        if self._root is None or self._body_left.is_set():
             raise StateError(
                 action=action,
                 expected="open",

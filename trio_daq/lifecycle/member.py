@@ -10,6 +10,7 @@ its task has nothing left to do; once it was asked to stop, no life begins.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, Protocol
@@ -22,6 +23,9 @@ from trio_daq.lifecycle.supervision import Fail, Restart, Supervision, Superviso
 from trio_daq.sharing import acting_as
 
 _log = logging.getLogger("trio_daq.lifecycle")
+
+START_TIMEOUT = 30.0
+"""Seconds for a life to begin, and for all the first members of a stage together."""
 
 _AFTERMATH_TIMEOUT = 5.0
 """Seconds for what is to be done after a life and before the next, such as making its instrument safe."""
@@ -58,6 +62,7 @@ class Member:
         restarts: How many lives followed the first.
         failure: Why it gets no further life, if that is a failure.
         on_life_ended: Awaited after each life and before the next, shielded, for at most 5 s. Set by its stage.
+        restarting: Had by whoever restarts it.
     """
 
     def __init__(
@@ -87,6 +92,7 @@ class Member:
         self._dropped_messages = dropped_messages
         self._task: trio.lowlevel.Task | None = None
         self._scope = trio.CancelScope()
+        self.restarting = trio.Lock()
         self.prepare(patient=not supervision.required)
 
     @property
@@ -182,7 +188,7 @@ class Member:
         outcome = self._outcome()
         if outcome == "stuck":
             return "does not end"
-        if outcome == "restarting" and not self._has_started and self._last_error is not None:
+        if outcome in ("restarting", "running") and not self._has_started and self._last_error is not None:
             return f"has not started: {type(self._last_error).__name__}: {self._last_error}"
         return None
 
@@ -204,11 +210,14 @@ class Member:
 
     async def _live(self, status: _Started) -> None:
         """Have one life and what comes after it."""
-        self._ready, self._alive, self._last_error = False, True, None
-        self._scope = trio.CancelScope()
+        self._ready, self._alive = False, True
+        self._scope = trio.CancelScope(deadline=trio.current_time() + START_TIMEOUT)
         try:
             with self._scope, acting_as(self.name):
                 await self._serve(task_status=status)
+            if self._scope.cancelled_caught and not (self._ready or self._stopping.is_set()):
+                raise trio.TooSlowError(f"it was not ready within {START_TIMEOUT:g} s")
+            self._last_error = None
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the rules say what follows
             self.error = self._last_error = error
         finally:
@@ -264,6 +273,7 @@ class _Started:
 
     def started(self, _: object = None) -> None:
         self._member._ready = self._member._has_started = True
+        self._member._scope.deadline = math.inf
         self.tell()
         self._on_change(self._member)
 

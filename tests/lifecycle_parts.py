@@ -7,8 +7,8 @@ the library's counters; only which member it is of comes from there, as an ident
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
-from typing import Any
 
 import attrs
 import trio
@@ -216,7 +216,7 @@ class Worker(Actor):
         try:
             if start == "fail":
                 raise OSError("no camera")
-            await (trio.sleep(start) if isinstance(start, float) else trio.sleep_forever())
+            await trio.sleep(start if isinstance(start, float) else math.inf)
         except OSError as error:
             self.life.error = error
             raise

@@ -13,16 +13,15 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import attrs
-import pytest
 import trio
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from lifecycle_parts import Deaf, Do, Life, Manners, Obey, Shielded, Swallow, Worker, World, old_driver, plain_driver
+from lifecycle_parts import Deaf, Do, Life, Manners, Obey, Shielded, Swallow, Worker, World, old_driver
 
 from trio_daq.actors import ActorRef
 from trio_daq.config import ApplicationConfig, DualConfig, MemberConfig, RecordingConfig, SubsystemConfig
-from trio_daq.errors import AskTimeoutError, DaqError, StartError, StateError, StoppingError, StuckError
+from trio_daq.errors import DaqError, StateError
 from trio_daq.lifecycle import DualRuntimeManager, ManagerState, ShutdownReport, Supervision
 from trio_daq.serialport import SerialPortConfig, SharedSerialPort
 from trio_daq.sharing.wait_graph import _waiting

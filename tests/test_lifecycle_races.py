@@ -97,13 +97,12 @@ async def test_nobody_starts_a_lab_whose_block_is_ending(autojump_clock):
             errors.append(error)
 
     with trio.fail_after(30):
-        async with trio.open_nursery() as nursery:
-            async with manager:
-                await manager.start()
-                await manager.v2.spawn(slow)
-                for _ in range(5):
-                    nursery.start_soon(start_again)
-                await wait_all_tasks_blocked()
+        async with trio.open_nursery() as nursery, manager:
+            await manager.start()
+            await manager.v2.spawn(slow)
+            for _ in range(5):
+                nursery.start_soon(start_again)
+            await wait_all_tasks_blocked()
     assert len(errors) == 5
     assert manager.state is ManagerState.STOPPED
 
@@ -153,7 +152,7 @@ async def test_a_stop_that_comes_to_its_end_late_leaves_the_next_life_alone(auto
             await trio.sleep_forever()
 
     async def restart_at_once() -> None:
-        while not stage.has_ended:  # noqa: ASYNC110 - it is to be as early as possible
+        while not stage.has_ended:
             await trio.lowlevel.checkpoint()
         await manager.start()
 
@@ -223,7 +222,7 @@ async def test_a_spawn_of_a_name_that_is_taken_harms_nobody(autojump_clock):
 
 
 async def refused(manager: DualRuntimeManager, name: str) -> None:
-    while name not in manager.v4.stage.members:  # noqa: ASYNC110 - in the same step, if it can be
+    while name not in manager.v4.stage.members:
         await trio.lowlevel.checkpoint()
     with pytest.raises(ValueError, match=name):
         await manager.v4.spawn(Named, "four", name=name)

@@ -154,7 +154,7 @@ class Manager:
             self._root.cancel_scope.cancel(reason=f"trio_daq: {reason}")
 
     def hurry(self) -> None:
-        """Cut short the grace of the shutdown that was asked for: members are cancelled now. Without one, do nothing."""
+        """Cut short the grace of a shutdown that was asked for: members are cancelled now."""
         if self._shutdown.is_requested:
             for stage in self._stages:
                 stage.hurry.set()
@@ -232,7 +232,8 @@ class Manager:
         self._start_left.set()
         self._request(reason, None)
         with trio.CancelScope(shield=True):
-            return await self._shutdown.wait_report()
+            report = await self._shutdown.wait_report()
+        return report
 
     def _request(self, reason: str, timeout: float | None) -> None:
         self._shutdown.request(reason, timeout)

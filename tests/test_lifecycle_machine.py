@@ -6,6 +6,7 @@ are open, and the rules written down here a second time. `HYPOTHESIS` in the env
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
@@ -105,22 +106,22 @@ class LabMachine(RuleBasedStateMachine):
         self.world = World(self.is_restarted_by_hand)
         self.world.on_begin, self.world.on_told = self.check_begin, self.check_order
         self.line, self.meter = MemoryLine(), MemoryInstrument(SimulatedMeter())
-        options = [
+        members = [
             MemberConfig(
                 id=name,
                 driver=f"lifecycle_parts:{driver}",
                 serial="stage",
                 options={"world": self.world, "label": name},
+                restart="always" if name == "plain" else "on_failure",
             )
             for name, driver in (("old", "old_driver"), ("plain", "plain_driver"), ("worker", "Worker"))
         ]
-        options[1] = attrs.evolve(options[1], restart="always")
         config = DualConfig(
             application=ApplicationConfig(shutdown_timeout=USUAL_TIMEOUT),
             serial={"stage": PORT},
             visa={"meter": SESSION},
-            v2=SubsystemConfig(instruments=options[:2], stop_timeout=GRACE["v2"]),
-            v4=SubsystemConfig(instruments=options[2:], stop_timeout=GRACE["v4"]),
+            v2=SubsystemConfig(instruments=members[:2], stop_timeout=GRACE["v2"]),
+            v4=SubsystemConfig(instruments=members[2:], stop_timeout=GRACE["v4"]),
             recording=RecordingConfig(enabled=False),
         )
         self.manager = manager = DualRuntimeManager(config, on_report=self.check_report)
@@ -465,7 +466,7 @@ class LabMachine(RuleBasedStateMachine):
             return
         last = earlier[-1]
         assert last.ended is not None
-        if last.error is None and life.name not in ("plain",) and self.rules.restart != "always":
+        if last.error is None and life.name != "plain" and self.rules.restart != "always":
             self.wrong.append(f"{life.name} began again, though it had not failed")
         if isinstance(last.error, TypeError):
             self.wrong.append(f"{life.name} began again after a bug")
@@ -524,7 +525,7 @@ class LabMachine(RuleBasedStateMachine):
 
     def it_moved_along_the_table(self) -> None:
         states = [state for _, state in self.watch.moves]
-        assert set(zip(states, states[1:], strict=False)) <= MOVES
+        assert set(itertools.pairwise(states)) <= MOVES
 
     def everybody_is_answered_in_time(self) -> None:
         now = self.now()

@@ -228,12 +228,13 @@ class Manager:
         if failure.stops_lab:
             self.request_shutdown(f"{member.name} {failure.reason}", error)
 
-    async def _roll_back(self, reason: str) -> ShutdownReport:
+    async def _roll_back(self, reason: str) -> ShutdownReport | None:
         self._start_left.set()
         self._request(reason, None)
+        shutdown = self._shutdown
         with trio.CancelScope(shield=True):
-            report = await self._shutdown.wait_report()
-        return report
+            await shutdown.wait_report()
+        return shutdown.report  # not that of a start which somebody else made meanwhile
 
     def _request(self, reason: str, timeout: float | None) -> None:
         self._shutdown.request(reason, timeout)

@@ -20,10 +20,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from lifecycle_parts import Deaf, Do, Life, Manners, Obey, Shielded, Swallow, Worker, World, old_driver
 
-from trio_daq.actors import ActorRef
 from trio_daq.config import ApplicationConfig, DualConfig, MemberConfig, RecordingConfig, SubsystemConfig
 from trio_daq.errors import DaqError, StateError
-from trio_daq.lifecycle import DualRuntimeManager, ManagerState, ShutdownReport, Supervision
+from trio_daq.lifecycle import DualRuntimeManager, ManagerState, Member, ShutdownReport, Supervision
 from trio_daq.serialport import SerialPortConfig, SharedSerialPort
 from trio_daq.sharing.wait_graph import _waiting
 from trio_daq.sim import MemoryInstrument, MemoryLine, SimulatedMeter
@@ -60,7 +59,8 @@ LEGAL_IN = {
     "begin": {_S.RUNNING},
     "restart": {_S.RUNNING},
 }
-EXPECTED = (DaqError, OSError, ValueError, TimeoutError, LookupError)
+CONFIGURED = {"old": "on_failure", "plain": "always", "worker": "on_failure"}
+EXPECTED = (DaqError, OSError, ValueError, trio.TooSlowError)
 """What a caller may get for an answer, besides a bug of a member."""
 
 MEMBERS = {"v2": ("old", "plain", "extra2"), "v4": ("worker", "extra4")}
@@ -76,6 +76,8 @@ class Caller:
     asked: float
     bound: float
     timeout: float = math.inf
+    rules: Any = None
+    message: Any = None
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     answered: float | None = None
     answer: Any = None
@@ -112,7 +114,7 @@ class LabMachine(RuleBasedStateMachine):
                 driver=f"lifecycle_parts:{driver}",
                 serial="stage",
                 options={"world": self.world, "label": name},
-                restart="always" if name == "plain" else "on_failure",
+                restart=CONFIGURED[name],
             )
             for name, driver in (("old", "old_driver"), ("plain", "plain_driver"), ("worker", "Worker"))
         ]
@@ -140,19 +142,21 @@ class LabMachine(RuleBasedStateMachine):
         self.block_bound = math.inf
         self.leave, self.body_scope = trio.Event(), trio.CancelScope()
         self.body_raises = False
-        self.actors: dict[str, ActorRef[Worker]] = {}
+        self.policies: dict[Member, str] = {}
 
     def renew_lines(self) -> None:
         lines = self.manager._lines
         lines.serial = {"stage": SharedSerialPort(PORT, self.line.open_stream)}
         lines.visa = {"meter": VisaSessionManager(SESSION, make_transport=self.meter.connect)}
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(started=st.sampled_from([True, True, True, False]))
+    def begin(self, started: bool) -> None:
         self.driver.start(self.world.serve)
         self.driver.start(self.meter.serve)
         self.driver.start(self.talk)
         self.driver.start(self.body)
+        if started:
+            self.start()
 
     # --- what happens inside the run -----------------------------------------------------------------------------
 
@@ -173,9 +177,8 @@ class LabMachine(RuleBasedStateMachine):
                         raise KeyError("the body")
         except (KeyError, TypeError, OSError) as error:
             self.block_error = error
-        except BaseException as error:
+        except Exception as error:
             self.wrong.append(f"the block raised {error!r}")
-            raise
         finally:
             self.is_open = False
 
@@ -187,18 +190,16 @@ class LabMachine(RuleBasedStateMachine):
                 caller.answer = "cancelled"
         except EXPECTED as error:
             caller.answer = error
-        except TypeError as error:
-            if "volt" not in str(error):
-                raise
+        except Exception as error:
             caller.answer = error
+            if not isinstance(error, TypeError) or "volt" not in str(error):
+                self.wrong.append(f"{caller.what} {caller.subject} raised {error!r}")
         caller.answered = trio.current_time()
 
     async def spawn(self, name: str, rules: Supervision) -> None:
         port = self.manager.serial["stage"]
         if SIDE_OF[name] == "v4":
-            self.actors[name] = await self.manager.v4.spawn(
-                Worker, self.world, name, port, name=name, supervision=rules
-            )
+            await self.manager.v4.spawn(Worker, self.world, name, port, name=name, supervision=rules)
         else:
             await self.manager.v2.spawn(old_driver, self.world, name, port, name=name, supervision=rules)
 
@@ -218,8 +219,14 @@ class LabMachine(RuleBasedStateMachine):
     def pending(self, *what: str) -> list[Caller]:
         return [one for one in self.callers if one.answered is None and one.what in what]
 
+    def under_way(self, *what: str) -> list[Caller]:
+        """What was called for and may not have ended; a caller who was cancelled does not end it."""
+        now = trio.current_time() if trio.lowlevel.in_trio_run() else self.now()
+        called = [one for one in self.callers if one.what in what and now <= one.bound]
+        return [one for one in called if one.answered is None or one.answer == "cancelled"]
+
     def is_restarted_by_hand(self, name: str) -> bool:
-        return any(one.subject == name for one in self.pending("restart"))
+        return any(one.subject == name for one in self.under_way("restart"))
 
     def new_caller(self, what: str, subject: str, timeout: float, now: float) -> Caller:
         bound = math.inf
@@ -231,6 +238,10 @@ class LabMachine(RuleBasedStateMachine):
                 bound = now + max(most for _, most in self.requests) + SLACK
             case "again":
                 self.note_request(now, timeout)
+                self.note_request(now)
+                bound = now + max(most for _, most in self.requests) + 2 * START + USUAL_TIMEOUT + SLACK
+            case "renew":
+                bound = now + timeout + START + SLACK
             case "stop":
                 bound = now + timeout + SLACK
             case "begin":
@@ -240,7 +251,7 @@ class LabMachine(RuleBasedStateMachine):
             case "spawn":
                 bound = now + START + SLACK
             case "restart":
-                ahead = sum(one.subject == subject for one in self.pending("restart"))
+                ahead = sum(one.subject == subject for one in self.under_way("restart"))
                 bound = now + (1 + ahead) * (GRACE[SIDE_OF[subject]] + HARD + START) + SLACK
             case "ask":
                 bound = now + timeout + TICK
@@ -256,12 +267,12 @@ class LabMachine(RuleBasedStateMachine):
         if side == "v4":
             return began + 1.0
         told = (life.told for life in self.world.lives if life.side == "v2" and life.told is not None)
-        return math.inf if self.pending("restart") else min((one for one in told if one > began), default=math.inf)
+        return math.inf if self.under_way("restart") else min((one for one in told if one > began), default=math.inf)
 
     def note_request(self, now: float, timeout: float = USUAL_TIMEOUT) -> None:
         self.requests.append((now, timeout))
 
-    def launch(self, calls: list[tuple[str, str, float]]) -> list[Caller]:
+    def launch(self, calls: list[tuple[str, str, float]], **more: Any) -> list[Caller]:
         """Let callers call, all in the same step, and let everything run until every task waits."""
         now = self.now()
         launched = []
@@ -269,6 +280,8 @@ class LabMachine(RuleBasedStateMachine):
             if what == "start" and self.manager.state in (_S.UNINITIALIZED, _S.STOPPED) and not self.requests:
                 self.hurried_at = math.inf
             caller = self.new_caller(what, subject, timeout, now)
+            for key, value in more.items():
+                setattr(caller, key, value)
             launched.append(caller)
             self.driver.call(self.driver._living_nursery().start_soon, self.call, caller, self.work(caller))
         self.driver.settle()
@@ -292,12 +305,9 @@ class LabMachine(RuleBasedStateMachine):
             case "renew":
                 return lambda: self.stop_and_begin(subject, timeout)
             case "spawn":
-                return lambda: self.spawn(subject, self.rules)
+                return lambda: self.spawn(subject, caller.rules)
             case _:
-                return lambda: manager.v4.actor(subject).ask(self.message, timeout)
-
-    rules = Supervision(restart="on_failure")
-    message = Do("work")
+                return lambda: manager.v4.actor(subject).ask(caller.message, timeout)
 
     # --- rules ---------------------------------------------------------------------------------------------------
 
@@ -315,23 +325,30 @@ class LabMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.is_open)
     @rule()
     def enter(self) -> None:
-        if self.pending("block") or self.world.living() or self.manager._root is not None:
-            return
-        self.driver.start(self.body)
+        if self.manager._root is None:
+            self.driver.start(self.body)
+            self.driver.call(self.world.release.set)
 
+    @precondition(lambda self: self.is_open and self.manager.state in LEGAL_IN["start"])
     @rule()
     def start(self) -> None:
         self.legal_or_refused("start", "", math.inf)
 
-    @rule(what=st.sampled_from(["shutdown", "stop", "begin", "restart"]), side=sides, name=names, timeout=timeouts)
-    def one_call(self, what: str, side: str, name: str, timeout: float) -> None:
+    @precondition(lambda self: self.manager.state is _S.RUNNING)
+    @rule(what=st.sampled_from(["stop", "begin", "restart", "restart"]), side=sides, name=names, timeout=timeouts)
+    def call_one(self, what: str, side: str, name: str, timeout: float) -> None:
         self.legal_or_refused(what, name if what == "restart" else side, timeout)
+
+    @rule(what=st.sampled_from(["start", "stop", "begin", "restart"]), side=sides, name=names)
+    def call_what_may_be_illegal(self, what: str, side: str, name: str) -> None:
+        legal = LEGAL_IN[what]
+        if self.manager.state not in legal or not self.is_open:
+            self.legal_or_refused(what, name if what == "restart" else side, 3.0)
 
     def legal_or_refused(self, what: str, subject: str, timeout: float) -> None:
         state, living, moves = self.manager.state, self.world.living(), len(self.watch.moves)
         statuses = self.manager.v2_status(), self.manager.v4_status()
-        legal = state in LEGAL_IN[what] and (self.is_open or what == "shutdown")
-        if legal:
+        if state in LEGAL_IN[what] and (self.is_open or what == "shutdown"):
             if what == "start":
                 self.requests = []
             self.launch([(what, subject, timeout)])
@@ -342,8 +359,16 @@ class LabMachine(RuleBasedStateMachine):
         assert (self.manager.state, self.world.living(), len(self.watch.moves)) == (state, living, moves)
         assert (self.manager.v2_status(), self.manager.v4_status()) == statuses
 
+    @precondition(lambda self: self.manager.state is not _S.UNINITIALIZED)
+    @rule(timeout=timeouts, hurried=st.sampled_from([False, False, True]))
+    def shut_down(self, timeout: float, hurried: bool) -> None:
+        self.legal_or_refused("shutdown", "", timeout)
+        if hurried:
+            self.hurry()
+
+    @precondition(lambda self: self.is_open and self.manager.state is not _S.UNINITIALIZED)
     @rule(several=st.lists(calls, min_size=2, max_size=5))
-    def many_at_once(self, several: list[tuple[str, str, float]]) -> None:
+    def call_many_at_once(self, several: list[tuple[str, str, float]]) -> None:
         self.launch(several)
 
     @precondition(lambda self: self.manager.state is _S.RUNNING)
@@ -354,10 +379,10 @@ class LabMachine(RuleBasedStateMachine):
         required=st.booleans(),
     )
     def add(self, name: str, restart: Any, on_bug: Any, required: bool) -> None:
-        self.rules = Supervision(restart=restart, on_bug=on_bug, required=required)
-        self.launch([("spawn", name, math.inf)])
+        rules = Supervision(restart=restart, on_bug=on_bug, required=required)
+        self.launch([("spawn", name, math.inf)], rules=rules)
 
-    @precondition(lambda self: self.actors or self.manager.state is _S.RUNNING)
+    @precondition(lambda self: self.world.lives)
     @rule(
         what=st.sampled_from(["work", "work", "hold", "fault", "bug", "hang"]),
         name=st.sampled_from(MEMBERS["v4"]),
@@ -366,10 +391,9 @@ class LabMachine(RuleBasedStateMachine):
         times=st.sampled_from([1, 1, 5]),
     )
     def ask(self, what: str, name: str, seconds: float, timeout: float, times: int) -> None:
-        self.message = Do(what, seconds)
         if what == "bug":
             self.requests.append((self.now(), USUAL_TIMEOUT))
-        self.launch([("ask", name, timeout)] * times)
+        self.launch([("ask", name, timeout)] * times, message=Do(what, seconds))
 
     @precondition(lambda self: self.world.living("v2"))
     @rule(
@@ -385,6 +409,18 @@ class LabMachine(RuleBasedStateMachine):
             self.requests.append((math.inf, USUAL_TIMEOUT))
         self.driver.call(life.bell.set)
         self.driver.settle()
+
+    @precondition(lambda self: self.world.living("v2"))
+    @rule(name=st.sampled_from(MEMBERS["v2"]), every=st.sampled_from([0.01, 1.0, 9.0, 13.0]))
+    def let_fail_again_and_again(self, name: str, every: float) -> None:
+        for _ in range(7):
+            for life in self.world.living("v2"):
+                if life.name == name:
+                    life.orders.append(("fault", None))
+                    self.driver.call(life.bell.set)
+            self.driver.settle()
+            self.driver.advance(every)
+            self.driver.advance(0.0 if every > 5 else 5.0)
 
     @rule(
         name=names,
@@ -417,31 +453,30 @@ class LabMachine(RuleBasedStateMachine):
         self.driver.call(waiting[which % len(waiting)].scope.cancel)
         self.driver.settle()
 
-    @precondition(lambda self: self.is_open)
-    @rule(how=st.sampled_from(["leave", "raise", "cancel"]))
-    def end_the_block(self, how: str) -> None:
+    @precondition(lambda self: self.is_open and self.manager.state is not _S.UNINITIALIZED)
+    @rule(how=st.sampled_from(["leave", "raise", "cancel", "request", "request"]), hurried=st.booleans())
+    def end_the_block(self, how: str, hurried: bool = False) -> None:
         self.note_request(self.now())
         self.block_bound = self.now() + max(most for _, most in self.requests) + SLACK
-        if how == "cancel":
-            self.driver.call(self.body_scope.cancel)
-        else:
-            self.body_raises = how == "raise"
-            self.driver.call(self.leave.set)
+        self.body_raises = how == "raise"
+        self.driver.call(
+            {"cancel": self.body_scope.cancel, "request": self.manager.request_shutdown}.get(how, self.leave.set)
+        )
         self.driver.settle()
+        if hurried:
+            self.hurry()
 
-    @precondition(lambda self: self.is_open)
-    @rule()
-    def request(self) -> None:
-        self.note_request(self.now())
-        self.driver.call(self.manager.request_shutdown)
-        self.driver.settle()
-
-    @rule()
     def hurry(self) -> None:
         self.hurried_at = min(self.hurried_at, self.now())
         self.driver.call(self.manager.hurry)
         self.driver.settle()
 
+    @precondition(lambda self: self.manager.state is _S.RUNNING)
+    @rule()
+    def hurry_for_nothing(self) -> None:
+        self.driver.call(self.manager.hurry)
+
+    @precondition(lambda self: any(life.told is not None for life in self.world.living()))
     @rule()
     def release(self) -> None:
         self.driver.call(self.world.release.set)
@@ -462,11 +497,15 @@ class LabMachine(RuleBasedStateMachine):
         if [other for other in self.world.living() if other.name == life.name]:
             self.wrong.append(f"two lives of {life.name}")
         earlier = [other for other in self.world.lives if other.member is life.member]
+        if not earlier:
+            given = [one.rules.restart for one in self.pending("spawn") if one.subject == life.name]
+            self.policies[life.member] = given[0] if given else CONFIGURED[life.name]
         if not earlier or life.asked:
             return
+        policy = self.policies[life.member]
         last = earlier[-1]
         assert last.ended is not None
-        if last.error is None and life.name != "plain" and self.rules.restart != "always":
+        if policy == "never" or (policy == "on_failure" and last.error is None):
             self.wrong.append(f"{life.name} began again, though it had not failed")
         if isinstance(last.error, TypeError):
             self.wrong.append(f"{life.name} began again after a bug")
@@ -480,7 +519,7 @@ class LabMachine(RuleBasedStateMachine):
 
     def check_order(self, life: Life) -> None:
         """V2 hears of a shutdown when V4 has ended, or when V4's time is over."""
-        if life.side == "v4" or self.manager.state is not _S.SHUTTING_DOWN or self.pending("stop", "restart", "renew"):
+        if life.side == "v4" or self.manager.state is not _S.SHUTTING_DOWN or self.under_way("stop", "restart", "renew"):
             return
         now, (began, _) = trio.current_time(), self.watch.moves[-1]
         left = min([most for _, most in self.requests], default=USUAL_TIMEOUT)
@@ -555,12 +594,14 @@ class LabMachine(RuleBasedStateMachine):
         finally:
             for life in self.world.living():
                 life.manners = Obey()
-            if self.driver._end is None:
+            if self.driver._end is None:  # nothing may hang on when the clock stands still for good
                 self.driver.call(self.world.release.set)
+                self.driver.call(self.body_scope.cancel)
+                self.driver.advance(300)
             self.driver.close()
 
     def check_the_end(self) -> None:
-        if self.is_open and not self.leave.is_set():
+        if self.is_open:
             self.end_the_block("leave")
         for life in self.world.living():
             life.manners = Obey() if not isinstance(life.manners, Swallow) else life.manners

@@ -286,3 +286,28 @@ async def test_a_hurry_is_for_the_shutdown_that_is_under_way(autojump_clock):
         await manager.v2.spawn(slow)
         report = await manager.stop_v2()
         assert [one.outcome for one in report.members] == ["drained"]
+
+
+async def test_a_restart_by_hand_is_none_of_the_policy(autojump_clock):
+    """However often somebody restarts a member that is restarted always, be it by an end or a fault of the old life:
+    neither is it given up, nor does the lab stop, nor are its pauses longer."""
+    begun: list[float] = []
+
+    async def driver() -> None:
+        begun.append(trio.current_time())
+        try:
+            await trio.sleep(100 if len(begun) < 12 else 1)
+        finally:
+            if len(begun) % 2:
+                raise OSError("the port was taken back")
+
+    async with lab() as manager:
+        await manager.start()
+        rules = Supervision(restart="always", escalate="stop")
+        await manager.v2.spawn(driver, supervision=rules)
+        for _ in range(11):
+            await manager.restart_actor("driver")
+            await trio.sleep(0.1)
+        await trio.sleep(2)
+        assert (manager.state, manager.v2_status()) == (ManagerState.RUNNING, Status.ACTIVE)
+    assert begun[12] - begun[11] == pytest.approx(1.2, abs=0.06)

@@ -129,7 +129,8 @@ class Member:
                 await self._live(status)
                 if self._last_error is not None and not (status.told or self._patient):
                     raise self._last_error
-                decision = self._supervisor.decide(self._last_error, trio.current_time())
+                was_asked = self._stopping.is_set()
+                decision = self._supervisor.decide(self._last_error, trio.current_time(), was_asked=was_asked)
                 if isinstance(decision, Fail) and not (self._will_restart and not decision.stops_lab):
                     self.failure = decision
                 if not isinstance(decision, Restart) or self._stopping.is_set():

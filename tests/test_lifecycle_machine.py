@@ -519,7 +519,11 @@ class LabMachine(RuleBasedStateMachine):
 
     def check_order(self, life: Life) -> None:
         """V2 hears of a shutdown when V4 has ended, or when V4's time is over."""
-        if life.side == "v4" or self.manager.state is not _S.SHUTTING_DOWN or self.under_way("stop", "restart", "renew"):
+        if (
+            life.side == "v4"
+            or self.manager.state is not _S.SHUTTING_DOWN
+            or self.under_way("stop", "restart", "renew")
+        ):
             return
         now, (began, _) = trio.current_time(), self.watch.moves[-1]
         left = min([most for _, most in self.requests], default=USUAL_TIMEOUT)

@@ -45,6 +45,9 @@ class Shielded:
     seconds: float | None
 
 
+START_TIMEOUT = 30.0
+"""Seconds that a life may take to begin."""
+
 Manners = Obey | Deaf | Swallow | Shielded
 
 
@@ -221,7 +224,10 @@ class Worker(Actor):
             self.life.error = error
             raise
         except trio.Cancelled:
-            self.life.note_told(self.world)
+            if trio.current_time() < self.life.begun + START_TIMEOUT:
+                self.life.note_told(self.world)
+            else:
+                self.life.error = trio.TooSlowError()
             raise
 
     @handles(Do)

@@ -18,11 +18,11 @@ import trio
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from lifecycle_parts import Deaf, Do, Life, Manners, Obey, Shielded, Swallow, Worker, World, old_driver
+from lifecycle_parts import START_TIMEOUT, Deaf, Do, Life, Manners, Obey, Shielded, Swallow, Worker, World, old_driver
 
 from trio_daq.config import ApplicationConfig, DualConfig, MemberConfig, RecordingConfig, SubsystemConfig
 from trio_daq.errors import DaqError, StateError
-from trio_daq.lifecycle import DualRuntimeManager, ManagerState, Member, ShutdownReport, Supervision
+from trio_daq.lifecycle import DualRuntimeManager, ManagerState, Member, ShutdownReport, Status, Supervision
 from trio_daq.serialport import SerialPortConfig, SharedSerialPort
 from trio_daq.sharing.wait_graph import _waiting
 from trio_daq.sim import MemoryInstrument, MemoryLine, SimulatedMeter
@@ -40,7 +40,7 @@ HARD = 1.0
 STAGES = 4
 USUAL_TIMEOUT = 9.0
 SLACK = 0.25
-START = 30.0
+START = START_TIMEOUT + 2.0  # it takes its leave too
 TICK = 1e-6
 
 _S = ManagerState
@@ -252,7 +252,9 @@ class LabMachine(RuleBasedStateMachine):
                 bound = now + START + SLACK
             case "restart":
                 ahead = sum(one.subject == subject for one in self.under_way("restart"))
-                bound = now + (1 + ahead) * (GRACE[SIDE_OF[subject]] + HARD + START) + SLACK
+                start = self.world.starts.get(subject, 0.0)
+                start = 0.0 if start == "fail" else START if isinstance(start, str) else min(start, START)
+                bound = now + (1 + ahead) * (GRACE[SIDE_OF[subject]] + HARD + start) + SLACK
             case "ask":
                 bound = now + timeout + TICK
         caller = Caller(what, subject, now, bound, timeout)
@@ -438,9 +440,20 @@ class LabMachine(RuleBasedStateMachine):
     def teach_to_hang_for_ever(self, name: str) -> None:
         self.teach(name, Shielded(None))
 
+    @precondition(lambda self: not self.under_way("restart"))
     @rule(name=st.sampled_from(MEMBERS["v4"]), start=st.sampled_from([0.0, 0.0, 2.0, 45.0, "fail", "hang"]))
     def teach_to_start(self, name: str, start: float | str) -> None:
         self.world.starts[name] = start
+
+    @precondition(lambda self: self.manager.state is _S.RUNNING and not self.under_way("restart"))
+    @rule(name=st.sampled_from(MEMBERS["v4"]))
+    def restart_all_while_one_does_not_start(self, name: str) -> None:
+        rules = Supervision(restart="on_failure")
+        self.launch([("spawn", other, math.inf) for other in MEMBERS["v4"]], rules=rules)  # those that are not there
+        self.world.starts[name] = "hang"
+        self.launch([("restart", other, math.inf) for other in MEMBERS["v4"]])
+        self.driver.advance(START + 5)
+        self.world.starts[name] = 0.0
 
     @rule(name=st.sampled_from(MEMBERS["v4"]), seconds=st.sampled_from([0.0, 0.6, 1.5, 9.0]))
     def teach_to_say_farewell(self, name: str, seconds: float) -> None:
@@ -451,6 +464,13 @@ class LabMachine(RuleBasedStateMachine):
     def cancel_a_caller(self, which: int) -> None:
         waiting = [one for one in self.callers if one.answered is None]
         self.driver.call(waiting[which % len(waiting)].scope.cancel)
+        self.driver.settle()
+
+    @precondition(lambda self: self.manager.state is _S.RUNNING)
+    @rule(side=sides, timeout=timeouts)
+    def stop_and_wait_no_longer(self, side: str, timeout: float) -> None:
+        [caller] = self.launch([("stop", side, timeout)])
+        self.driver.call(caller.scope.cancel)
         self.driver.settle()
 
     @precondition(lambda self: self.is_open and self.manager.state is not _S.UNINITIALIZED)
@@ -519,6 +539,9 @@ class LabMachine(RuleBasedStateMachine):
 
     def check_order(self, life: Life) -> None:
         """V2 hears of a shutdown when V4 has ended, or when V4's time is over."""
+        asked = [one.subject for one in self.under_way("stop", "renew", "restart", "spawn", "begin")]
+        if self.manager.state is _S.RUNNING and life.side not in asked and life.name not in asked:
+            self.wrong.append(f"{life.name} was told to stop, which nobody had asked for")
         if (
             life.side == "v4"
             or self.manager.state is not _S.SHUTTING_DOWN
@@ -562,6 +585,7 @@ class LabMachine(RuleBasedStateMachine):
         self.everybody_is_answered_in_time()
         self.there_is_one_report_for_all()
         self.the_block_ends_in_time()
+        self.what_was_asked_for_goes_on()
 
     def nothing_went_wrong(self) -> None:
         assert not self.wrong, self.wrong
@@ -587,6 +611,16 @@ class LabMachine(RuleBasedStateMachine):
             number = next(number for number, report in enumerate(self.reports) if report is one.answer)
             assert stopped[number] <= one.answered
             assert number + 1 == len(stopped) or stopped[number + 1] >= one.asked
+
+    def what_was_asked_for_goes_on(self) -> None:
+        """Nobody waits any more for a stop of one side: it is stopped all the same."""
+        if self.manager.state is not _S.RUNNING:
+            return
+        now, sides = self.now(), {"v2": self.manager.v2_status(), "v4": self.manager.v4_status()}
+        for at, one in enumerate(self.callers):
+            if one.what == "stop" and one.answer == "cancelled" and now > one.bound:
+                later = {other.what for other in self.callers[at + 1 :]}
+                assert later & {"begin", "renew", "start", "again"} or sides[one.subject] is Status.INACTIVE, one
 
     def the_block_ends_in_time(self) -> None:
         if self.is_open and self.now() > self.block_bound:

@@ -122,3 +122,14 @@ async def test_an_instrument_that_was_lost_and_came_back(instrument, nursery) ->
         said = len(instrument.commands)
         assert await session.query("ECHO? f", timeout=5) == "f"
         assert instrument.commands[said:] == [*SAFE, "ECHO? f"]
+
+
+async def test_a_served_session_that_is_closed(instrument) -> None:
+    """`close` and the end of `serve` close it together: it is made safe once, and neither fails."""
+    async with trio.open_nursery() as nursery:
+        session = await nursery.start(session_of(instrument).serve)
+        await session.query("ECHO? a")
+        with trio.fail_after(5):
+            await session.close(0)
+        assert session.state == "closed"
+    assert instrument.commands == ["ECHO? a", *SAFE]

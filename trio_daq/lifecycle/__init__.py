@@ -1,7 +1,8 @@
 """Start a lab, watch over it, and stop it in order and in time."""
 
+from trio_daq.lifecycle.devices import Device
 from trio_daq.lifecycle.dual import DualRuntimeManager, LabSnapshot
-from trio_daq.lifecycle.health import HealthReport
+from trio_daq.lifecycle.health import HealthEvent, HealthProblem, HealthReport, HealthStatus, Severity
 from trio_daq.lifecycle.lines import LineSnapshot
 from trio_daq.lifecycle.manager import Manager
 from trio_daq.lifecycle.member import Member
@@ -23,8 +24,12 @@ from trio_daq.lifecycle.supervision import Supervision
 __all__ = [
     "EXIT_STUCK",
     "EXIT_UNSAFE",
+    "Device",
     "DualRuntimeManager",
+    "HealthEvent",
+    "HealthProblem",
     "HealthReport",
+    "HealthStatus",
     "LabSnapshot",
     "LineSnapshot",
     "Manager",
@@ -32,6 +37,7 @@ __all__ = [
     "Member",
     "MemberReport",
     "SafeStateReport",
+    "Severity",
     "ShutdownReport",
     "Stage",
     "StageReport",

@@ -6,7 +6,8 @@ from trio_daq.sharing.bell import Bell
 from trio_daq.sharing.deadlines import checked_timeout, positive_int, positive_seconds, whole_number
 from trio_daq.sharing.histogram import Histogram
 from trio_daq.sharing.lease import Claim, Lease, LeaseStatistics
-from trio_daq.sharing.owner import acting_as, current_agent, on_behalf_of, owner_name
+from trio_daq.sharing.owner import acting_as, current_agent, member_of, on_behalf_of, owner_name
+from trio_daq.sharing.pulse import Pulse, beat, current_pulse, living_by
 from trio_daq.sharing.safe_talk import SafeStateResult, SafeTalk
 from trio_daq.sharing.service_nursery import ServiceNursery
 from trio_daq.sharing.several import Acquirable, acquire_all
@@ -26,6 +27,7 @@ __all__ = [
     "Lease",
     "LeaseStatistics",
     "LineKind",
+    "Pulse",
     "SafeStateResult",
     "SafeTalk",
     "ServiceNursery",
@@ -33,9 +35,13 @@ __all__ = [
     "WorkerThread",
     "acquire_all",
     "acting_as",
+    "beat",
     "checked_timeout",
     "current_agent",
+    "current_pulse",
     "forget_waiting",
+    "living_by",
+    "member_of",
     "note_waiting",
     "on_behalf_of",
     "owner_name",

@@ -311,3 +311,12 @@ async def test_a_restart_by_hand_is_none_of_the_policy(autojump_clock):
         await trio.sleep(2)
         assert (manager.state, manager.v2_status()) == (ManagerState.RUNNING, Status.ACTIVE)
     assert begun[12] - begun[11] == pytest.approx(1.2, abs=0.06)
+
+
+async def test_a_restart_of_what_is_gone_by_then_says_so(autojump_clock):
+    """A member that fails to start is forgotten in the step in which somebody asks for its restart: no KeyError."""
+    stage = Stage("v2", nobody, print)
+    async with Manager([stage]) as manager:
+        await manager.start()
+        with pytest.raises(StoppingError, match="'camera'"):
+            await stage.restart("camera", lambda: None)

@@ -192,7 +192,9 @@ class Stage:
             trio.TooSlowError: If it was not ready within 30 s; its policy then goes on.
             Exception: Whatever it raised before it was ready; its policy then goes on.
         """
-        member = self.members[name]
+        member = self.members.get(name)
+        if member is None:  # it failed to start, or its side was started anew, since it was looked up
+            raise StoppingError(subsystem=self.name, action=f"starting {name!r} again")
         async with member.restarting:
             if self._open and self.members.get(name) is member:
                 take_back()

@@ -539,7 +539,8 @@ class LabMachine(RuleBasedStateMachine):
 
     def check_order(self, life: Life) -> None:
         """V2 hears of a shutdown when V4 has ended, or when V4's time is over."""
-        asked = [one.subject for one in self.under_way("stop", "renew", "restart", "spawn", "begin")]
+        kinds = ("stop", "renew", "restart", "spawn", "begin")
+        asked = {one.subject for one in self.callers if one.what in kinds and one.bound >= life.begun}
         if self.manager.state is _S.RUNNING and life.side not in asked and life.name not in asked:
             self.wrong.append(f"{life.name} was told to stop, which nobody had asked for")
         if (

@@ -1,5 +1,6 @@
 """Callers who come at the same moment, or one step too late, on the virtual clock."""
 
+import contextlib
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -320,3 +321,38 @@ async def test_a_restart_of_what_is_gone_by_then_says_so(autojump_clock):
         await manager.start()
         with pytest.raises(StoppingError, match="'camera'"):
             await stage.restart("camera", lambda: None)
+
+
+async def test_a_restart_of_what_is_still_being_spawned_leaves_no_orphan(autojump_clock):
+    """Whichever of the two callers is told first: its actor is known as long as it lives, and ends with its side."""
+    living: set[Actor] = set()
+    lives = 0
+
+    class Camera(Actor):
+        async def on_start(self) -> None:
+            nonlocal lives
+            lives += 1
+            living.add(self)
+            await trio.sleep(100 if lives % 2 else 0)
+
+        async def on_stop(self) -> None:
+            living.discard(self)
+
+    async def spawn(name: str) -> None:
+        with pytest.raises(StoppingError):
+            await manager.v4.spawn(Camera, name=name)
+
+    async with lab() as manager, trio.open_nursery() as nursery:
+        await manager.start()
+        for number in range(20):  # who comes first is chance
+            nursery.start_soon(spawn, f"m{number}")
+            await trio.sleep(1)
+            with contextlib.suppress(StoppingError):
+                await manager.restart_actor(f"m{number}")
+            lives = 2
+        await trio.sleep(1)
+        known = [member for member in manager.v4.stage.members.values() if not member.done.is_set()]
+        assert len(known) == len(living) > 0
+        with trio.fail_after(10):
+            await manager.shutdown(8)
+        assert living == set()

@@ -173,7 +173,8 @@ class Stage:
         try:
             await nursery.start(member.run, self._changed)
         except BaseException:
-            if self.members.get(member.name) is member:  # it has ended, so another may have come in its place
+            # Since it ended another may have come in its place, or somebody have restarted it.
+            if self.members.get(member.name) is member and member.done.is_set():
                 del self.members[member.name]
             raise
         self.starting = None

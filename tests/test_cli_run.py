@@ -47,11 +47,13 @@ from trio_daq import Actor, Message, handles
 
 def old_stage_program(serial, context, step):
     position = 0.0
-    while not context.wait_stopping(0.02):
-        position += step
-        serial.query(f"MOVE {position}".encode())
-        context.publish("position", float(serial.query(b"POS?")), "mm")
-    context.publish("position", -1.0, "mm")
+    try:
+        while not context.wait_stopping(0.02):
+            position += step
+            serial.query(f"MOVE {position}".encode())
+            context.publish("position", float(serial.query(b"POS?")), "mm")
+    finally:  # if it is asked to stop inside a query, that raises
+        context.publish("position", -1.0, "mm")
 
 
 async def log_meter(visa, context, every=0.02):
@@ -218,7 +220,8 @@ def test_drivers_of_three_kinds_share_two_instruments(instruments, tmp_path):
     positions = [
         entry["text"] for entry in instruments.replies() if entry["instrument"] == "stage" and entry["text"] != "OK"
     ]
-    assert sum(map(len, values)) - 1 == len(positions)
+    # The reply to a query that the stop interrupted is in the log, and reached nobody.
+    assert len(positions) - (sum(map(len, values)) - 1) in (0, 1)
     file = re.search(r"^next: trio-daq show (.*)$", out, re.MULTILINE)[1]
     shown = subprocess.run(trio_daq("show", file), capture_output=True, text=True, check=True, timeout=30)
     assert f"{sum(map(len, rows.values()))} rows" in shown.stdout

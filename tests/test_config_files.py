@@ -18,6 +18,7 @@ from trio_daq.wire import Exchange, SyncQuery
 V2 = "[v2]\n"
 MEMBER = "[[v2.instruments]]\nid = 'a'\ndriver = 'm:f'\n"
 DMM = "[visa.dmm]\nresource = 'GPIB::1::INSTR'\n"
+SAFE = "safe_state = [{ write = 'SHUT 0' }]\n"
 STAGE = "[serial.stage]\npath = '/dev/ttyS0'\n"
 
 
@@ -159,6 +160,27 @@ WRONG_FILES = [
         V2 + STAGE + MEMBER + "serial = 'pump'",
         "lab.toml:7: v2.instruments[0].serial: unknown port 'pump'; known: stage",
     ),
+    (
+        STAGE + SAFE + V2 + MEMBER + "makes_safe = ['serial.stag']\n",
+        "lab.toml:8: v2.instruments[0].makes_safe: unknown line 'serial.stag' (did you mean 'serial.stage'?)",
+    ),
+    (
+        STAGE + SAFE + V2 + MEMBER + "makes_safe = 'stage'\n",
+        "lab.toml:8: v2.instruments[0].makes_safe: unknown line 'stage' (did you mean 'serial.stage'?)",
+    ),
+    (
+        V2 + MEMBER + "makes_safe = 'stage'\n",
+        "lab.toml:5: v2.instruments[0].makes_safe: unknown line 'stage'; there is no [serial.…] or [visa.…] table",
+    ),
+    (
+        STAGE + DMM + V2 + MEMBER + "makes_safe = ['visa.dmm']\n",
+        "lab.toml:9: v2.instruments[0].makes_safe: 'visa.dmm' has no safe_state; give it one, or take it out of this",
+    ),
+    (
+        STAGE + SAFE + V2 + MEMBER + "makes_safe = ['serial.stage', 'serial.stage']\n",
+        "lab.toml:8: v2.instruments[0].makes_safe: must hold each name once",
+    ),
+    (STAGE + SAFE + V2 + MEMBER + "makes_safe = 3\n", "lab.toml:8: v2.instruments[0].makes_safe: expected a name or a"),
     (
         V2 + MEMBER + MEMBER,
         "lab.toml:6: v2.instruments[1].id: 'a' is the id of v2.instruments[0] already; call this one 'a_v2'",

@@ -97,7 +97,7 @@ def test_a_table_is_refused():
         (Decimal("0.5"), 0.5),
         (Fraction(1, 4), 0.25),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_numbers_of_all_kinds_become_floats(value, stored):
     """Sequences, iterators, numpy-like scalars and arrays, decimals and fractions become plain floats or tuples."""

@@ -173,3 +173,32 @@ def test_enough_time_is_enough(plans: list[Plan]) -> None:
             behaviour = plan.members[index]
             if isinstance(behaviour, Obedient) and abs(behaviour.seconds - plan.stop_timeout) > TICK:
                 assert one.outcome == ("drained" if behaviour.seconds < plan.stop_timeout else "cancelled")
+
+
+def test_time_that_a_blocked_event_loop_takes_is_not_that_of_the_next_stages() -> None:
+    """They are late then, but have the seconds to be cancelled that were kept for them: a recorder must not be lost."""
+    clock = MockClock(autojump_threshold=0)
+
+    async def blocking(*, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        try:
+            await trio.sleep_forever()
+        finally:
+            clock.jump(10)
+
+    async def add_blocking(stage: Stage) -> None:
+        await stage.add(Member("blocking", blocking))
+
+    async def add_recorder(stage: Stage) -> None:
+        await stage.add(member("recorder", Stubborn(0.4), {}))
+
+    async def main() -> ShutdownReport:
+        async with Manager([Stage("lower", add_recorder, print), Stage("upper", add_blocking, print)]) as manager:
+            await manager.start()
+            return await manager.shutdown(1)
+
+    report = trio.run(main, clock=clock)
+    assert {one.name: one.outcome for stage in report.stages for one in stage.members} == {
+        "blocking": "cancelled",
+        "recorder": "cancelled",
+    }

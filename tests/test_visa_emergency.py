@@ -124,6 +124,52 @@ async def test_an_instrument_that_was_lost_and_came_back(instrument, nursery) ->
         assert instrument.commands[said:] == [*SAFE, "ECHO? f"]
 
 
+async def test_one_that_a_lab_serves_and_closes(instrument, nursery) -> None:
+    """Whoever closes it and whoever serves it close it once, and neither takes the other's last word away."""
+    for patience in (0.0, 1.0):
+        said = len(instrument.commands)
+        session = session_of(instrument)
+        async with trio.open_nursery() as lab:
+            await lab.start(session.serve)
+            await session.close(patience)
+        assert session.last_safe_state.outcome == "confirmed"
+        assert instrument.commands[said:] == SAFE
+
+
+async def test_one_that_is_closed_while_it_is_made_safe(instrument) -> None:
+    """Who has it made safe is told how that went when it was closed, which is the same, and gets no error for it."""
+    for turns in range(12):
+        results = []
+        session = session_of(instrument)
+        async with trio.open_nursery() as nursery:
+
+            async def make_safe(session=session, results=results) -> None:
+                results.append(await session.make_safe())
+
+            await nursery.start(session.serve)
+            nursery.start_soon(make_safe)
+            for _ in range(turns):
+                await trio.lowlevel.checkpoint()
+            await session.close(0.0)
+        assert [result.outcome for result in results] == ["confirmed"], turns
+        assert session.last_safe_state.outcome == "confirmed"
+
+
+async def test_twice_at_once(instrument) -> None:
+    """One that comes while it is made safe already waits for that, and takes nothing from it."""
+    results = []
+    async with session_of(instrument) as session, trio.open_nursery() as nursery:
+
+        async def make_safe() -> None:
+            results.append(await session.make_safe())
+
+        nursery.start_soon(make_safe)
+        await wait_until(lambda: "SHUT 0" in instrument.commands)
+        nursery.start_soon(make_safe)
+    assert [result.outcome for result in results] == ["confirmed"] * 2
+    assert instrument.commands[:4] == [*SAFE, *SAFE]
+
+
 async def test_a_served_session_that_is_closed(instrument) -> None:
     """`close` and the end of `serve` close it together: it is made safe once, and neither fails."""
     async with trio.open_nursery() as nursery:

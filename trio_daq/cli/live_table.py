@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 
 import trio
@@ -18,9 +19,14 @@ _PERIOD = 0.25
 
 
 async def watch(manager: DualRuntimeManager, console: Console) -> None:
-    """Draw *manager* until cancelled. Draws nothing where there is no terminal."""
-    if not console.is_terminal:
-        await trio.sleep_forever()
+    """Draw *manager* until cancelled. Draws nothing where there is no terminal, or no more."""
+    if console.is_terminal:
+        with contextlib.suppress(OSError):  # it was closed
+            await _draw(manager, console)
+    await trio.sleep_forever()
+
+
+async def _draw(manager: DualRuntimeManager, console: Console) -> None:
     last: dict[tuple[str, str], Reading] = {}
     exchanges: dict[str, int] = {}
     with (

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import sys
 from pathlib import Path
 
 import trio
@@ -23,20 +26,32 @@ def run_config(path: Path) -> int:
     async def until_ended(manager: DualRuntimeManager) -> None:
         if manager.recorder is not None:
             recorded.append(manager.recorder.path)
-        console.print(f"{config.application.name} runs; Ctrl-C stops it in order.", markup=False)
+        _say(console, f"{config.application.name} runs; Ctrl-C stops it in order.")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch, manager, console)
             await manager.wait_all_ended()
             nursery.cancel_scope.cancel()
 
     def show(report: ShutdownReport) -> None:
-        console.print(str(report), markup=False)
+        _say(console, str(report))
         for file in recorded:
-            console.print(f"recorded: {file}\nnext: trio-daq show {file}", markup=False, soft_wrap=True)
+            _say(console, f"recorded: {file}\nnext: trio-daq show {file}", soft_wrap=True)
         for line in report.unsafe if recorded else ():  # nothing that is printed may push this out of sight
-            console.print(str(line), markup=False, soft_wrap=True)
+            _say(console, str(line), soft_wrap=True)
 
     return run(config, until_ended, on_report=show, guarded=True)
+
+
+def _say(console: Console, text: str, *, soft_wrap: bool = False) -> None:
+    """Print *text*, or from now on nothing if the terminal was closed: that is no failure of the lab."""
+    try:
+        console.print(text, markup=False, soft_wrap=soft_wrap)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):  # what is in their buffers would fail again at the very end
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def make_config_safe(path: Path) -> int:

@@ -53,6 +53,7 @@ def find_conflicts(
     for path, facts in members:
         problems += _unknown_names((*path, "serial"), facts.get("serial"), ports, "port")
         problems += _unknown_names((*path, "visa"), facts.get("visa"), sessions, "session")
+        problems += _not_made_safe((*path, "makes_safe"), facts.get("makes_safe"), ports, sessions)
         problems += wrong_side((*path, "kind"), facts.get("kind"))
     return problems
 
@@ -122,6 +123,20 @@ def _repeated_ids(members: Sequence[tuple[KeyPath, Facts]]) -> Iterable[Problem]
             yield (*path, "id"), f"{name!r} is the id of {path_text(taken[name])} already; call this one {new!r}"
         else:
             taken[name] = path
+
+
+def _not_made_safe(
+    path: KeyPath, names: Any, ports: Mapping[str, Facts], sessions: Mapping[str, Facts]
+) -> Iterable[Problem]:
+    lines = {f"serial.{name}": facts for name, facts in ports.items()}
+    lines |= {f"visa.{name}": facts for name, facts in sessions.items()}
+    for name in (names,) if isinstance(names, str) else names or ():
+        if name not in lines:
+            near = [line for line in lines if line.partition(".")[2] == name]
+            hint = f" (did you mean {near[0]!r}?)" if near else did_you_mean(name, lines)
+            yield path, f"unknown line {shown(name)}{hint or known_names(lines, '[serial.…] or [visa.…] table')}"
+        elif not lines[name].get("safe_state"):
+            yield path, f"{shown(name)} has no safe_state; give it one, or take it out of this list"
 
 
 def _unknown_names(path: KeyPath, names: Any, defined: Mapping[str, Facts], what: str) -> Iterable[Problem]:

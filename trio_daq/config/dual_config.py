@@ -66,12 +66,16 @@ def _names(value: Any) -> Any:
 
 
 def _line_names(_: Any, attribute: attrs.Attribute[Any], value: str | tuple[str, ...] | None) -> None:
+    if value == ():
+        raise ValueError(f"{attribute.name} must hold at least one name; leave the key out for none")
+    _any_line_names(_, attribute, value)
+
+
+def _any_line_names(_: Any, attribute: attrs.Attribute[Any], value: str | tuple[str, ...] | None) -> None:
     if value is None or isinstance(value, str):
         return
     if not isinstance(value, tuple) or not all(isinstance(name, str) for name in value):
         raise TypeError(f"{attribute.name} is a name or a list of names, not {value!r}")
-    if not value:
-        raise ValueError(f"{attribute.name} must hold at least one name; leave the key out for none")
     if len(set(value)) < len(value):
         raise ValueError(f"{attribute.name} must hold each name once, not {list(value)!r}")
 
@@ -121,6 +125,8 @@ class MemberConfig:
         kind: How it runs; None finds it out from the driver.
         serial: Name of the serial port it uses, or several; None for no port.
         visa: Name of the VISA session it uses, or several; None for no session.
+        makes_safe: Lines, such as ``"serial.stage"``, that are made safe whenever it ends, for any reason, before it
+            is started again; an empty list for none. None: those with a ``safe_state`` that no other member uses.
         options: What else the driver is called with. Their values are the driver's business.
         restart: When it is started again: ``"always"`` when it has ended, ``"on_failure"`` when an error ended it that
             is no bug, or ``"never"``. At most 5 times in 60 s.
@@ -141,6 +147,7 @@ class MemberConfig:
     )
     serial: str | tuple[str, ...] | None = attrs.field(default=None, converter=_names, validator=_line_names)
     visa: str | tuple[str, ...] | None = attrs.field(default=None, converter=_names, validator=_line_names)
+    makes_safe: str | tuple[str, ...] | None = attrs.field(default=None, converter=_names, validator=_any_line_names)
     options: dict[str, Any] = attrs.field(factory=dict, validator=attrs.validators.instance_of(dict))
     restart: RestartPolicy = attrs.field(
         default="on_failure", validator=attrs.validators.in_(("always", "on_failure", "never"))

@@ -180,6 +180,8 @@ class _Draft:
             one, facts[name] = self._read(cls, table, (key, name))
             if one is not None:
                 settings[name] = one
+            elif "safe_state" in table:  # that there is one is known, also if it is wrong
+                facts[name] = {**facts[name], "safe_state": table["safe_state"]}
         return settings, facts
 
     def _side(self, key: str) -> tuple[SubsystemConfig, bool]:

@@ -69,6 +69,7 @@ class DualRuntimeManager(Manager):
     Args:
         config: What the lab consists of. Its drivers are imported and checked here, before anything opens.
         on_stuck: See `Manager`.
+        on_requested: See `Manager`.
         on_report: See `Manager`.
 
     Raises:
@@ -87,6 +88,7 @@ class DualRuntimeManager(Manager):
         config: DualConfig,
         *,
         on_stuck: Literal["wait", "exit"] = "wait",
+        on_requested: Callable[[float], object] = lambda _: None,
         on_report: Callable[[ShutdownReport], object] | None = None,
     ) -> None:
         check_drivers(config)
@@ -123,6 +125,7 @@ class DualRuntimeManager(Manager):
             ),
             shutdown_timeout=config.application.shutdown_timeout,
             on_stuck=on_stuck,
+            on_requested=on_requested,
             # A subscriber that waits for nobody any more must not hold up members that publish while they stop.
             on_stopping=lambda: self.distributor.detach_blocking(keep="recorder"),
             on_report=on_report,

@@ -43,6 +43,7 @@ class Manager:
         shutdown_timeout: Seconds that a shutdown may take where nobody names another time.
         on_stuck: What leaving the block does when a member does not end: ``"wait"`` for it, saying so every 5 s, or
             ``"exit"`` the process with code 3 after flushing.
+        on_requested: Called when a shutdown begins, with the seconds that it may take.
         on_stopping: Called once before the first stage is stopped.
         on_report: Called with the report of each shutdown, before anything may exit.
         safe_states: Tells, after the last stage, what became of the safe states of lines.
@@ -54,6 +55,7 @@ class Manager:
         *,
         shutdown_timeout: float = 15.0,
         on_stuck: Literal["wait", "exit"] = "wait",
+        on_requested: Callable[[float], object] = lambda _: None,
         on_stopping: Callable[[], object] | None = None,
         on_report: Callable[[ShutdownReport], object] | None = None,
         safe_states: Callable[[], tuple[SafeStateReport, ...]] = tuple,
@@ -62,6 +64,7 @@ class Manager:
         self._stages = tuple(stages)
         self._shutdown_timeout = checked_timeout(shutdown_timeout, "shutdown_timeout")
         self._on_stuck = on_stuck
+        self._on_requested = on_requested
         self._on_stopping = on_stopping
         self._on_report = on_report
         self._state = ManagerState.UNINITIALIZED
@@ -77,6 +80,11 @@ class Manager:
     def state(self) -> ManagerState:
         """Where the manager is in its life."""
         return self._state
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Its stages, in the order in which they start."""
+        return self._stages
 
     @property
     def report(self) -> ShutdownReport | None:
@@ -247,6 +255,7 @@ class Manager:
             was_running = self._state is ManagerState.RUNNING
             self._move(ManagerState.SHUTTING_DOWN, "shutdown")
             started = trio.current_time()
+            self._call(self._on_requested, shutdown.timeout)
             with trio.move_on_after(min(_LEAVING_TIMEOUT, shutdown.timeout / 4)):
                 await self._start_left.wait()
                 if was_running and self._root is not None and self._root.cancel_scope.cancel_called:

@@ -120,6 +120,16 @@ class Member:
         """Whether a life of it runs and has started."""
         return self._ready and self._alive
 
+    @property
+    def outcome(self) -> Outcome:
+        """How it ended, or is. Safe from any thread."""
+        return self._outcome()
+
+    @property
+    def task(self) -> trio.lowlevel.Task | None:
+        """The task that it runs in, or ran in last; None if it never ran."""
+        return self._task
+
     def prepare(self, *, patient: bool) -> None:
         """Get ready for `run`, in the same step in which that is handed to a nursery: a stop from here on counts.
 

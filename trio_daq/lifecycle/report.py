@@ -110,6 +110,11 @@ class ShutdownReport:
         return tuple(member for stage in self.stages for member in stage.members if member.outcome == "failed")
 
     @property
+    def left_threads(self) -> tuple[str, ...]:
+        """Names of the threads that members left behind, still inside a call."""
+        return tuple(name for stage in self.stages for member in stage.members for name in member.abandoned_threads)
+
+    @property
     def exit_code(self) -> int:
         """What a program that ended so tells its parent, unless a signal had stopped it: 0, 1, 3 or 4."""
         return EXIT_UNSAFE if self.unsafe else EXIT_STUCK if self.stuck else 1 if self.failed else 0

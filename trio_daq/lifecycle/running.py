@@ -15,8 +15,11 @@ import trio
 from trio_daq.config import DualConfig
 from trio_daq.errors import StartError
 from trio_daq.lifecycle.dual import DualRuntimeManager
+from trio_daq.lifecycle.inspection import describe_lab, described_on_sigquit
+from trio_daq.lifecycle.leaving import exit_despite_threads
 from trio_daq.lifecycle.manager import Manager
-from trio_daq.lifecycle.report import ShutdownReport
+from trio_daq.lifecycle.report import EXIT_STUCK, EXIT_UNSAFE, ShutdownReport
+from trio_daq.lifecycle.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from trio_daq.lifecycle.guardian import Guardian
@@ -34,7 +37,10 @@ def run(
     """Run a lab until *main* returns, all its members have ended, or a signal comes; stop it in order.
 
     The first SIGINT, SIGTERM or SIGHUP stops it in order, the second cuts its grace short, the third ends the process
-    at once. A member that does not end is left behind: the process exits by `os._exit`.
+    at once. A member that does not end is left behind: the process exits by `os._exit`. It does so too if the program
+    has not ended 2 s after the time of the shutdown, be the event loop blocked or *main* deaf to its cancellation;
+    with the interpreter's lock held for ever it exits 2 s later, with code 1, if the shutdown had begun by then.
+    SIGQUIT prints who has what and where every member and thread is, and ends nothing.
 
     Args:
         config: The lab, or the path of its TOML file.
@@ -67,18 +73,32 @@ async def run_lab(
     guardians: list[Guardian] = []
 
     def report_end(report: ShutdownReport) -> None:
+        if not caught:  # whoever sent a signal wants the program to end, else it may have more to do
+            watchdog.stop()
         if not report.unsafe:  # else it may succeed where this process, in whatever state it is, did not
             _dismiss(guardians)
         if on_report is not None:
             on_report(report)
 
-    manager = DualRuntimeManager(config, on_stuck="exit", on_report=report_end)
+    def forced_code() -> int:
+        safe_states = [port.safe_state for port in config.serial.values()]
+        safe_states += [session.safe_state for session in config.visa.values()]
+        is_unsafe = any(safe_states) if manager.report is None else bool(manager.report.unsafe)
+        return EXIT_UNSAFE if is_unsafe else EXIT_STUCK
+
+    watchdog = Watchdog(
+        config.application.shutdown_timeout,
+        _ORDERLY,
+        lambda: describe_lab(manager),
+        forced_code,
+    )
+    manager = DualRuntimeManager(config, on_stuck="exit", on_requested=watchdog.start, on_report=report_end)
     if guarded and os.name == "posix":
         from trio_daq.lifecycle.guardian import Guardian
 
         guardians.append(Guardian(config))
         trio.lowlevel.spawn_system_task(guardians[0].beat)
-    with stop_on_signals(manager) as caught:
+    with watchdog, described_on_sigquit(manager), stop_on_signals(manager) as caught:
         try:
             async with manager:
                 await manager.start()
@@ -92,9 +112,12 @@ async def run_lab(
     report = manager.report
     if report is None:  # nothing was opened
         _dismiss(guardians)
+    code = 0 if report is None else report.exit_code
     if caught and (report is None or not report.unsafe):
-        return 128 + caught[0]
-    return 0 if report is None else report.exit_code
+        code = 128 + caught[0]
+    if report is not None and report.left_threads:
+        exit_despite_threads(code)
+    return code
 
 
 def _dismiss(guardians: Iterable[Guardian]) -> None:

@@ -105,7 +105,9 @@ class SafeStates:
         )
 
     def left_by(self, member: MemberConfig) -> tuple[str, ...]:
-        """Return the names of the lines that are made safe when *member* ends: those that nobody else uses."""
+        """Return the names of the lines that are made safe when *member* ends: by default those nobody else uses."""
+        if member.makes_safe is not None:
+            return (member.makes_safe,) if isinstance(member.makes_safe, str) else member.makes_safe
         others = [
             other
             for side in (self._config.v2, self._config.v4)

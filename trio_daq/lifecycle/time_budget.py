@@ -1,6 +1,7 @@
 """Stop stages one after the other within one time, however long each of them would like.
 
-Invariant: what the later stages need to be cancelled is not given to the grace of an earlier one.
+Invariant: what the later stages need to be cancelled is not given to the grace of an earlier one, nor taken from them
+when an earlier one blocks the event loop: all of it then ends later by as much.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from trio_daq.lifecycle.stage import Stage
 async def stop_in_turn(stages: Sequence[Stage], deadline: float) -> tuple[StageReport, ...]:
     """Stop *stages*, the first one first, by *deadline*, and say what became of each."""
     reports = []
+    kept = _share_of_hard(deadline - trio.current_time(), stages)
     for at, stage in enumerate(stages):
-        reports.append(await stage.stop(*split_time(deadline - trio.current_time(), stages[at:])))
+        grace, hard = split_time(deadline - trio.current_time(), stages[at:])
+        reports.append(await stage.stop(grace, max(hard, kept * stage.hard_timeout)))
     return tuple(reports)
 
 
@@ -27,5 +30,9 @@ def split_time(left: float, stages: Sequence[Stage]) -> tuple[float, float]:
     The hard times of all of them come first; where not even these fit, each gets its share.
     """
     hard = sum(stage.hard_timeout for stage in stages)
-    share = min(1.0, max(0.0, left) / hard) if hard > 0 else 1.0
-    return max(0.0, left - hard), share * stages[0].hard_timeout
+    return max(0.0, left - hard), _share_of_hard(left, stages) * stages[0].hard_timeout
+
+
+def _share_of_hard(left: float, stages: Sequence[Stage]) -> float:
+    hard = sum(stage.hard_timeout for stage in stages)
+    return min(1.0, max(0.0, left) / hard) if hard > 0 else 1.0

@@ -12,7 +12,7 @@ import logging
 
 import trio
 
-from trio_daq.errors import LeaseRevokedError, LineOpenError
+from trio_daq.errors import DaqError, LeaseRevokedError, LineOpenError, SessionClosedError
 from trio_daq.sharing import SafeStateResult, SafeTalk
 from trio_daq.visa.lane import Lane
 from trio_daq.visa.link import VisaLink
@@ -44,7 +44,11 @@ _REASON = "the line is made safe"
 
 
 async def make_link_safe(lane: Lane, link: VisaLink, patron: object, timeout: float) -> SafeStateResult:
-    """Have the worker of *lane* make *link* safe within *timeout* seconds, before all else. Shielded."""
+    """Have the worker of *lane* make *link* safe within *timeout* seconds, before all else. Shielded.
+
+    Raises:
+        SessionClosedError: If its session was closed before the worker came to it.
+    """
     results: list[SafeStateResult] = []
     deadline = trio.current_time() + timeout
     talked = deadline - min(2 * _LETTING_GO, timeout / 4)  # the rest is for letting go of connections
@@ -59,7 +63,9 @@ async def make_link_safe(lane: Lane, link: VisaLink, patron: object, timeout: fl
     order.phase = "resync"
     lane.demands.appendleft(order)
     for busy in lane.links:  # they share one cable or one instrument: what is under way there is in the way
-        if (other := busy.in_flight) is not None:
+        if (other := busy.in_flight) is not None and _is_emergency(other):
+            continue  # cut short it would have to begin again
+        if other is not None:
             other.fail(
                 LeaseRevokedError(
                     resource=busy.resource, owner=other.owner, action=repr(other.text), reason=_REASON, sent=other.sent
@@ -67,12 +73,18 @@ async def make_link_safe(lane: Lane, link: VisaLink, patron: object, timeout: fl
             )
         busy.give_up()
     lane.ring()
+    reason = "its worker is held up by another connection of its bus"
     with trio.CancelScope(shield=True, deadline=deadline):
-        await order.wait(abandon=True)
+        try:
+            await order.wait(abandon=True)
+        except SessionClosedError:
+            raise
+        except DaqError as error:
+            reason = str(error)
     if results:
         return results[0]
     order.abandon()
-    return SafeStateResult("failed", "its worker is held up by another connection of its bus")
+    return SafeStateResult("failed", reason)
 
 
 async def talk_over(link: VisaLink, deadline: float) -> SafeStateResult:
@@ -99,6 +111,11 @@ async def talk_over(link: VisaLink, deadline: float) -> SafeStateResult:
     level = logging.ERROR if result.outcome == "failed" else logging.INFO
     _log.log(level, "%s: made safe: %s", link.resource, result)
     return result
+
+
+def _is_emergency(order: Order) -> bool:
+    """Return whether it is one of ours; an urgent one of a user sends something."""
+    return order.priority == "urgent" and not order.requests
 
 
 async def _talk_afresh(talk: SafeTalk, link: VisaLink, deadline: float) -> None:

@@ -67,7 +67,7 @@ class VisaSessionManager(CommandVerbs):
         self._make_transport = make_transport
         self._lane: Lane | None = None
         self._link: VisaLink | None = None
-        self._is_open = self._is_stopping = self._has_begun_to_close = self._is_closing = False
+        self._is_open = self._is_stopping = self._is_leaving = self._is_closing = False
         self._stopping = trio.Event()
         self._ended = trio.Event()
         self._worker_ended = trio.Event()
@@ -217,7 +217,13 @@ class VisaSessionManager(CommandVerbs):
         """
         seconds = checked_timeout(timeout, zero=False)
         if self._lane is not None and self._link is not None and not self._ended.is_set():
-            result = await make_link_safe(self._lane, self._link, self, seconds)
+            deadline = trio.current_time() + seconds
+            try:
+                result = await make_link_safe(self._lane, self._link, self, seconds)
+            except SessionClosedError:  # whoever closes it makes it safe as the last thing
+                with trio.CancelScope(shield=True, deadline=deadline):
+                    await self._ended.wait()
+                return self.last_safe_state or SafeStateResult("failed", "the session is being closed")
         else:
             alone = VisaLink(self.resource, canonical_resource(self.resource), self.config, self._make_transport)
             result = await talk_over(alone, trio.current_time() + seconds)
@@ -257,7 +263,8 @@ class VisaSessionManager(CommandVerbs):
         self._is_stopping = True
         self._is_open = False
         self._stopping.set()
-        self._fail_mine()
+        if not self._is_leaving:
+            self._fail_mine()
 
     async def close(self, timeout: float = 2.0) -> None:
         """Stop, and wait until the connection is closed. After *timeout* seconds the command in flight is given up.
@@ -335,16 +342,15 @@ class VisaSessionManager(CommandVerbs):
         assert lane is not None
         assert link is not None
         deadline = trio.current_time() + timeout
-        if self._has_begun_to_close:  # `close` and the end of `serve` come together
-            with trio.CancelScope(shield=True):
-                await self._wait_for_mine(link, deadline)
-                await self._ended.wait()
-            return
-        self._has_begun_to_close = True
-        self.stop()
         with trio.CancelScope(shield=True):
-            await self._wait_for_mine(link, deadline)
+            if not self._is_leaving:  # `close` and the end of `serve` come together, and the least patient decides
+                self.stop()
+                await self._wait_for_mine(link, deadline)
+            if self._is_leaving:
+                await self._ended.wait()
+                return
             self._fail_mine()  # one that was in flight may have been put back
+            self._is_leaving = True  # the orders from here on are those of the closing itself
             for demand in lane.demands:
                 if demand.patron is self:  # a link that nobody uses must not be opened later
                     demand.fail(link.closed_under(demand))

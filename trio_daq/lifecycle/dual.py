@@ -292,6 +292,7 @@ class DualRuntimeManager(Manager):
             StateError: If the lab does not run, or if a member asks for its own restart.
             StuckError: If it does not end.
             StoppingError: If its side is stopped, also meanwhile.
+            trio.TooSlowError: If it was not ready within 30 s; its policy then goes on.
             Exception: Whatever it raised before it was ready; its policy then goes on.
         """
         action = f"restart_actor({name!r})"

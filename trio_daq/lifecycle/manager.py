@@ -162,9 +162,10 @@ class Manager:
             self._root.cancel_scope.cancel(reason=f"trio_daq: {reason}")
 
     def hurry(self) -> None:
-        """Cut short the grace of a shutdown: members are cancelled now."""
-        for stage in self._stages:
-            stage.hurry.set()
+        """Cut short the grace of a shutdown that was asked for: members are cancelled now."""
+        if self._shutdown.is_requested:
+            for stage in self._stages:
+                stage.hurry.set()
 
     async def serve(self, *, task_status: trio.TaskStatus[Self] = trio.TASK_STATUS_IGNORED) -> None:
         """Open, start, and run until the nursery that this was started in is cancelled or a shutdown was asked for."""
@@ -238,9 +239,10 @@ class Manager:
     async def _roll_back(self, reason: str) -> ShutdownReport | None:
         self._start_left.set()
         self._request(reason, None)
+        shutdown = self._shutdown
         with trio.CancelScope(shield=True):
-            await self._shutdown.wait_report()
-        return self.report
+            await shutdown.wait_report()
+        return shutdown.report  # not that of a start which somebody else made meanwhile
 
     def _request(self, reason: str, timeout: float | None) -> None:
         self._shutdown.request(reason, timeout)
@@ -289,7 +291,7 @@ class Manager:
         return [member for stage in self._stages for member in stage.members.values()]
 
     def _opened(self, action: str) -> trio.Nursery:
-        if self._root is None:
+        if self._root is None or self._body_left.is_set():
             raise StateError(
                 action=action,
                 expected="open",

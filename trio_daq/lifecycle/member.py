@@ -10,6 +10,7 @@ its task has nothing left to do; once it was asked to stop, no life begins.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, Protocol
@@ -24,6 +25,9 @@ from trio_daq.lifecycle.whereabouts import Frame, frames_of_task, tell_place
 from trio_daq.sharing import Pulse, acting_as, living_by
 
 _log = logging.getLogger("trio_daq.lifecycle")
+
+START_TIMEOUT = 30.0
+"""Seconds for a life to begin, and for all the first members of a stage together."""
 
 _AFTERMATH_TIMEOUT = 5.0
 """Seconds for what is to be done after a life and before the next, such as making its instrument safe."""
@@ -61,6 +65,7 @@ class Member:
         restarts: How many lives followed the first.
         failure: Why it gets no further life, if that is a failure.
         on_life_ended: Awaited after each life and before the next, shielded, for at most 5 s. Set by its stage.
+        restarting: Had by whoever restarts it.
         note: Takes down what happens to it. Set by its stage.
     """
 
@@ -97,6 +102,7 @@ class Member:
         self._pulse = None if beat is None else Pulse(beat, self._fell_silent, self._came_back)
         self._task: trio.lowlevel.Task | None = None
         self._scope = trio.CancelScope()
+        self.restarting = trio.Lock()
         self.prepare(patient=not supervision.required)
 
     @property
@@ -155,7 +161,8 @@ class Member:
                 await self._live(status)
                 if self._last_error is not None and not (status.told or self._patient):
                     raise self._last_error
-                decision = self._supervisor.decide(self._last_error, trio.current_time())
+                was_asked = self._stopping.is_set()
+                decision = self._supervisor.decide(self._last_error, trio.current_time(), was_asked=was_asked)
                 if isinstance(decision, Fail) and not (self._will_restart and not decision.stops_lab):
                     self.failure = decision
                     self.note("error", decision.reason)
@@ -227,7 +234,7 @@ class Member:
                 f"has shown no sign of life for {silence:.1f} s; it is at {tell_place(self._frames())}; "
                 f"restart_actor({self.name!r}) ends it and starts it again"
             )
-        if outcome == "restarting" and not self._has_started and self._last_error is not None:
+        if outcome in ("restarting", "running") and not self._has_started and self._last_error is not None:
             return f"has not started: {type(self._last_error).__name__}: {self._last_error}"
         return None
 
@@ -255,11 +262,14 @@ class Member:
 
     async def _live(self, status: _Started) -> None:
         """Have one life and what comes after it."""
-        self._ready, self._alive, self._last_error = False, True, None
-        self._scope = trio.CancelScope()
+        self._ready, self._alive = False, True
+        self._scope = trio.CancelScope(deadline=trio.current_time() + START_TIMEOUT)
         try:
             with self._scope, acting_as(self.name), living_by(self._pulse):
                 await self._serve(task_status=status)
+            if self._scope.cancelled_caught and not (self._ready or self._stopping.is_set()):
+                raise trio.TooSlowError(f"it was not ready within {START_TIMEOUT:g} s")
+            self._last_error = None
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the rules say what follows
             self.error = self._last_error = error
         finally:
@@ -331,6 +341,7 @@ class _Started:
         member = self._member
         member.note("info", "has started again" if member._has_started or member.restarts else "has started")
         member._ready = member._has_started = True
+        member._scope.deadline = math.inf
         if member._pulse is not None:
             member._pulse.watch()
         self.tell()

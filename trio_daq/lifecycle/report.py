@@ -54,7 +54,7 @@ class StageReport:
 
     @property
     def stuck(self) -> tuple[MemberReport, ...]:
-        """Members that still run."""
+        """Members that did not end in their time."""
         return tuple(member for member in self.members if member.outcome == "stuck")
 
 
@@ -101,7 +101,7 @@ class ShutdownReport:
 
     @property
     def stuck(self) -> tuple[MemberReport, ...]:
-        """Members that still run."""
+        """Members that did not end in their time."""
         return tuple(member for stage in self.stages for member in stage.stuck)
 
     @property

@@ -220,9 +220,11 @@ class V4Side(Side):
         Raises:
             StoppingError: If the side does not run.
             ValueError: If a member of that name runs.
+            trio.TooSlowError: If its ``on_start`` took longer than 30 s.
             Exception: Whatever its ``on_start`` raised.
         """
         member_id = name or actor_class.__name__
+        self.stage.expect_room_for(member_id)  # before it has a place, which may be that of one between two lives
         member, cell = actor_member(
             member_id, actor_class, args, kwargs, self._distributor, self._actors, supervision=supervision
         )

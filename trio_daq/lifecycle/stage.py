@@ -18,14 +18,11 @@ import trio
 
 from trio_daq.errors import StateError, StoppingError, StuckError
 from trio_daq.lifecycle.health import Note, subject_of
-from trio_daq.lifecycle.member import Member
+from trio_daq.lifecycle.member import START_TIMEOUT, Member
 from trio_daq.lifecycle.report import MemberReport, StageReport
 from trio_daq.sharing import ServiceNursery
 
 _log = logging.getLogger("trio_daq.lifecycle")
-
-_START_TIMEOUT = 30.0
-"""Seconds that its first members may take to start."""
 
 
 class Stage:
@@ -69,7 +66,6 @@ class Stage:
         self._on_change = on_change
         self._on_life_ended = on_life_ended
         self._note = note
-        self._restarting = trio.Lock()
         self._nursery: trio.Nursery | None = None
         self._open = self._started = False
         self._stopped = trio.Event()
@@ -117,10 +113,10 @@ class Stage:
             Exception: What the first member to fail raised. `starting` names it.
         """
         self.open()
-        with trio.move_on_after(_START_TIMEOUT):
+        with trio.move_on_after(START_TIMEOUT):
             await nursery.start(self.serve)
             return
-        raise trio.TooSlowError(f"it was not ready within {_START_TIMEOUT:g} s")
+        raise trio.TooSlowError(f"it was not ready within {START_TIMEOUT:g} s")
 
     async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Start the first members, then keep the stage open until `stop` has ended.
@@ -146,27 +142,40 @@ class Stage:
             self._ended.set()
             self._tell_stopped()
 
+    def expect_room_for(self, name: str) -> trio.Nursery:
+        """Return where a new member called *name* would run.
+
+        Raises:
+            StoppingError: If the stage does not run.
+            ValueError: If a member of that name runs.
+        """
+        if self._nursery is None or not self._open:
+            raise StoppingError(subsystem=self.name, action=f"starting {name!r}")
+        old = self.members.get(name)
+        if old is not None and not old.done.is_set():
+            raise ValueError(f"{self.name} has a running member called {name!r}; choose another name")
+        return self._nursery
+
     async def add(self, member: Member) -> None:
         """Start *member* and wait until it is ready.
 
         Raises:
             StoppingError: If the stage does not run, or is stopped meanwhile.
             ValueError: If a member of that name runs.
+            trio.TooSlowError: If it was not ready within 30 s.
             Exception: Whatever *member* raised before it was ready; the stage then forgets it.
         """
-        if self._nursery is None or not self._open:
-            raise StoppingError(subsystem=self.name, action=f"starting {member.name!r}")
-        old = self.members.get(member.name)
-        if old is not None and not old.done.is_set():
-            raise ValueError(f"{self.name} has a running member called {member.name!r}; choose another name")
+        nursery = self.expect_room_for(member.name)
         self.starting = member.name
         self.members[member.name] = member
         member.on_life_ended = self._on_life_ended
         member.note = functools.partial(self._note, subject_of(self.name, member.name))
         try:
-            await self._nursery.start(member.run, self._changed)
+            await nursery.start(member.run, self._changed)
         except BaseException:
-            del self.members[member.name]
+            # Since it ended another may have come in its place, or somebody have restarted it.
+            if self.members.get(member.name) is member and member.done.is_set():
+                del self.members[member.name]
             raise
         self.starting = None
 
@@ -180,12 +189,15 @@ class Stage:
         Raises:
             StuckError: If it does not end, or leaves a thread of its own inside a call. It is cancelled, and is not
                 started.
-            StoppingError: If the stage is stopped, also meanwhile.
+            StoppingError: If the stage is stopped, also meanwhile, or the member is replaced.
+            trio.TooSlowError: If it was not ready within 30 s; its policy then goes on.
             Exception: Whatever it raised before it was ready; its policy then goes on.
         """
-        member = self.members[name]
-        async with self._restarting:
-            if self._open:
+        member = self.members.get(name)
+        if member is None:  # it failed to start, or its side was started anew, since it was looked up
+            raise StoppingError(subsystem=self.name, action=f"starting {name!r} again")
+        async with member.restarting:
+            if self._open and self.members.get(name) is member:
                 take_back()
                 grace = self.stop_timeout if member.stop_timeout is None else member.stop_timeout
                 report = await member.stop(grace, self.hard_timeout, self.hurry, will_restart=True)
@@ -193,7 +205,8 @@ class Stage:
                 if report.outcome == "stuck" or left:
                     self._on_change()
                     raise StuckError(member=f"{self.name}.{name}", where=report.frames or sorted(left))
-            if self._nursery is None or not self._open:
+            # The stage may have been started anew meanwhile, or somebody else have taken the name: it is over then.
+            if self._nursery is None or not self._open or self.members.get(name) is not member:
                 raise StoppingError(subsystem=self.name, action=f"starting {name!r} again")
             member.prepare(patient=True)
             member.restarts += 1
@@ -210,6 +223,8 @@ class Stage:
             grace: Seconds that its members have at most to end by themselves, whatever time they or the stage want.
             hard: Seconds more that they have to end when they are cancelled.
         """
+        # A life that ends while several stop it may be followed by another before all of them notice.
+        members, stopped, ended = self.members, self._stopped, self._ended
         self._open = False
         started = trio.current_time()
         reports: dict[str, MemberReport] = {}
@@ -219,19 +234,20 @@ class Stage:
             reports[member.name] = await member.stop(min(own, grace), hard, self.hurry)
 
         async with trio.open_nursery() as nursery:
-            for member in self.members.values():
+            for member in members.values():
                 nursery.start_soon(stop_one, member)
-        self._stopped.set()
+        stopped.set()
         report = StageReport(
             name=self.name,
             seconds=trio.current_time() - started,
-            members=tuple(reports[name] for name in self.members if name in reports),
+            members=tuple(reports[name] for name in members if name in reports),
         )
         for member_report in report.stuck:
             _log.error("%s.%s does not stop; it is at %s", self.name, member_report.name, member_report.frames)
-        if self._started and not report.stuck:
-            await self._ended.wait()  # at once: nothing is left in it
-        self._tell_stopped()
+        if self._ended is ended:
+            if self._started and not report.stuck:
+                await ended.wait()  # at once: nothing is left in it
+            self._tell_stopped()
         return report
 
     async def wait_all_ended(self) -> None:

@@ -104,9 +104,15 @@ class Supervisor:
         self._chance = chance
         self._restarts: deque[float] = deque()
 
-    def decide(self, error: BaseException | None, now: float) -> Decision:
-        """Say what follows a life that ended by *error* (None: by itself) at *now*, in seconds of any clock."""
-        if error is None and self.rules.restart != "always":
+    def decide(self, error: BaseException | None, now: float, *, was_asked: bool = False) -> Decision:
+        """Say what follows a life that ended by *error* (None: by itself) at *now*, in seconds of any clock.
+
+        Args:
+            error: What ended it.
+            now: When.
+            was_asked: Whether it was to end: then no life follows by these rules, and none is counted.
+        """
+        if error is None and (was_asked or self.rules.restart != "always"):
             return Leave()
         if error is not None and not isinstance(error, Exception):
             return Fail(f"ended by {type(error).__name__}", stops_lab=True)
@@ -115,6 +121,8 @@ class Supervisor:
         reason = "ended" if error is None else f"failed: {type(error).__name__}: {error}"
         if self.rules.restart == "never":
             return self._give_up(reason)
+        if was_asked:
+            return Leave()
         while self._restarts and self._restarts[0] <= now - WINDOW:
             self._restarts.popleft()
         if len(self._restarts) >= MOST_RESTARTS:

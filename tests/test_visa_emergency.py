@@ -108,6 +108,16 @@ async def test_it_is_the_last_that_is_said(instrument) -> None:
     assert instrument.commands[-2:] == SAFE
 
 
+async def test_a_served_session_that_is_closed(instrument, nursery) -> None:
+    """`serve` ends at the same moment as `close` begins: the session is made safe once, and neither of them fails."""
+    session = session_of(instrument)
+    await nursery.start(session.serve)
+    await session.close(0.5)
+    assert session.last_safe_state is not None
+    assert session.last_safe_state.outcome == "confirmed"
+    assert instrument.commands == SAFE
+
+
 async def test_an_instrument_that_was_lost_and_came_back(instrument, nursery) -> None:
     """It is made safe before anybody's command; one that was only late is not."""
     async with session_of(instrument, timeout=0.3) as session:

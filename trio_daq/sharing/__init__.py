@@ -5,6 +5,7 @@ from trio_daq.sharing.backoff import Backoff
 from trio_daq.sharing.bell import Bell
 from trio_daq.sharing.deadlines import checked_timeout, positive_int, positive_seconds, whole_number
 from trio_daq.sharing.histogram import Histogram
+from trio_daq.sharing.interrupts import close_and_leave, interruptible, to_the_end
 from trio_daq.sharing.lease import Claim, Lease, LeaseStatistics
 from trio_daq.sharing.owner import acting_as, current_agent, on_behalf_of, owner_name
 from trio_daq.sharing.safe_talk import SafeStateResult, SafeTalk
@@ -32,12 +33,15 @@ __all__ = [
     "acquire_all",
     "acting_as",
     "checked_timeout",
+    "close_and_leave",
     "current_agent",
     "forget_waiting",
+    "interruptible",
     "note_waiting",
     "on_behalf_of",
     "owner_name",
     "positive_int",
     "positive_seconds",
+    "to_the_end",
     "whole_number",
 ]

@@ -60,6 +60,7 @@ class Transaction(CommandVerbs):
         self._claim: Claim | None = None
         self._epoch = 0
 
+    @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Self:
         await trio.lowlevel.checkpoint_if_cancelled()
         _, link = self._opened(self.owner)
@@ -79,6 +80,7 @@ class Transaction(CommandVerbs):
             raise
         return self
 
+    @trio.lowlevel.enable_ki_protection
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:

@@ -46,6 +46,8 @@ class World:
     resting_alarms = 0
     """Alarms that may be set in the end: that of a line is left until it rings."""
 
+    signals_of_its_own = 0
+    """Signals that the scenario itself raises, before it calls `watch_from_now_on`."""
     limit = 20.0
     """Seconds after which a run hangs."""
 
@@ -53,7 +55,7 @@ class World:
         self.wrong: list[str] = []
         self.caught = 0
         self.ended_by_it = 0
-        self.signals_of_its_own = 0
+        self.watch_from_now_on: Callable[[], None] = lambda: None
 
     async def main(self) -> None:
         """What runs under `trio.run`."""
@@ -93,16 +95,19 @@ class _Tracer:
         self.times: Counter[tuple[str, int]] = Counter()
         self.points: list[Point] = []
         self.reached = False
+        self.is_watching = True
+
+    def watch(self) -> None:
+        self.is_watching = True
 
     def __call__(self, frame: FrameType, event: str, _: object) -> Any:
         name = self._names.get(frame.f_code.co_filename)
         if name is None or self.reached:
             return None
-        where = self._names, name
 
         def trace(frame: FrameType, event: str, _: object) -> Any:
-            if event == "line" and not self.reached:
-                line = where[1], frame.f_lineno
+            if event == "line" and self.is_watching and not self.reached:
+                line = name, frame.f_lineno
                 self.times[line] += 1
                 point = (*line, self.times[line])
                 if self._at is None:
@@ -119,7 +124,7 @@ def executed_lines(make: Callable[[], World], modules: Sequence[str]) -> list[Po
     """Return every line that the scenario executes when no signal comes, in order."""
     tracer = _Tracer(modules, None)
     world, error, trouble = _run(make, tracer)
-    assert error is None, [(leaf, leaf.__notes__[-1]) for leaf in _leaves(error)]
+    assert error is None or world.signals_of_its_own, [(leaf, leaf.__notes__[-1]) for leaf in _leaves(error)]
     assert not trouble + world.wrong, trouble + world.wrong
     return tracer.points
 
@@ -139,15 +144,11 @@ def interrupt(make: Callable[[], World], modules: Sequence[str], at: Point) -> t
     world, error, trouble = _run(make, tracer)
     said = [*trouble, *world.wrong]
     leaves = list(_leaves(error)) if error is not None else []
-    said += [
-        f"trio.run raised {leaf!r} at {leaf.__notes__[-1]}"
-        for leaf in leaves
-        if not isinstance(leaf, KeyboardInterrupt)
-    ]
-    if tracer.reached and not world.caught and not any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
-        said.append("KeyboardInterrupt was swallowed")
-    if tracer.reached and world.caught + len(leaves) > 1 + world.signals_of_its_own:
-        said.append(f"KeyboardInterrupt came {world.caught + len(leaves)} times")
+    others = [leaf for leaf in leaves if not isinstance(leaf, KeyboardInterrupt)]
+    said += [f"trio.run raised {leaf!r} at {leaf.__notes__[-1]}" for leaf in others]
+    came = world.caught + len(leaves) - len(others)
+    if not min(1, sent := tracer.reached + world.signals_of_its_own) <= came <= sent:
+        said.append(f"KeyboardInterrupt came {came} times for {sent} signals")
     return tracer.reached, [Failure(at, what) for what in said]
 
 
@@ -184,6 +185,7 @@ def _run(make: Callable[[], World], tracer: _Tracer) -> tuple[World, BaseExcepti
     fds, threads = _descriptors(), set(threading.enumerate())
     error: BaseException | None = None
     world = make()
+    tracer.is_watching, world.watch_from_now_on = not world.signals_of_its_own, tracer.watch
     clocks: list[Any] = []
     run_vars: list[dict[str, Any]] = []
 

@@ -9,6 +9,7 @@ been given up; there is one report for each shutdown, and every caller gets that
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -26,7 +27,7 @@ from trio_daq.lifecycle.member import Member, inside_member
 from trio_daq.lifecycle.report import SafeStateReport, ShutdownReport, StageReport
 from trio_daq.lifecycle.stage import Stage
 from trio_daq.lifecycle.state import LEGAL_MOVES, ManagerState
-from trio_daq.sharing import ServiceNursery, checked_timeout
+from trio_daq.sharing import ServiceNursery, checked_timeout, close_and_leave, to_the_end
 
 _log = logging.getLogger("trio_daq.lifecycle")
 
@@ -103,6 +104,7 @@ class Manager:
         """The report of the last shutdown, if there was one."""
         return self._report
 
+    @trio.lowlevel.enable_ki_protection
     async def start(self) -> None:
         """Start all stages, in order.
 
@@ -140,6 +142,7 @@ class Manager:
         report = await self._roll_back(f"{where} did not start")
         raise StartError(member=where, cause=cause, report=report) from cause
 
+    @trio.lowlevel.enable_ki_protection
     async def shutdown(self, timeout: float | None = None) -> ShutdownReport:
         """Stop all stages, last one first, and return what became of each part.
 
@@ -159,6 +162,7 @@ class Manager:
         assert self._report is not None
         return self._report
 
+    @trio.lowlevel.enable_ki_protection
     def request_shutdown(self, reason: str = "requested", error: BaseException | None = None) -> None:
         """Ask for a shutdown, cancel the body of the block, and return at once. Safe from anywhere in the Trio thread.
 
@@ -174,6 +178,7 @@ class Manager:
             # Stages and the shutdown are shielded: this reaches the body, and a start that is under way.
             self._root.cancel_scope.cancel(reason=f"trio_daq: {reason}")
 
+    @trio.lowlevel.enable_ki_protection
     def hurry(self) -> None:
         """Cut short the grace of a shutdown: members are cancelled now."""
         for stage in self._stages:
@@ -184,6 +189,7 @@ class Manager:
         for stage in self._stages[-2:]:
             await stage.wait_all_ended()
 
+    @trio.lowlevel.enable_ki_protection
     async def serve(self, *, task_status: trio.TaskStatus[Self] = trio.TASK_STATUS_IGNORED) -> None:
         """Open, start, and run until the nursery that this was started in is cancelled or a shutdown was asked for."""
         async with self:
@@ -191,6 +197,7 @@ class Manager:
             task_status.started(self)
             await self._ended.wait()
 
+    @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Self:
         if self._root is not None:
             raise StateError(action="entering it", expected="closed", actual="open already")
@@ -199,20 +206,15 @@ class Manager:
         self._root = await self._service.__aenter__()
         return self
 
+    @trio.lowlevel.enable_ki_protection
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         assert self._service is not None
         self._body_left.set()
-        if self._state in (ManagerState.STARTING, ManagerState.RUNNING, ManagerState.SHUTTING_DOWN):
-            reason = "the block ended" if error is None else f"the block raised {type(error).__name__}"
-            self._request(reason, None)
-            with trio.CancelScope(shield=True):
-                await self._ended.wait()
-        if not all(stage.has_ended for stage in self._stages):
-            await self._deal_with_stuck()
-        self._root = None
-        swallowed = await self._service.__aexit__(kind, error, traceback)
+        reason = "the block ended" if error is None else f"the block raised {type(error).__name__}"
+        closing = functools.partial(self._end, reason)
+        swallowed = await close_and_leave(self._service, closing, kind, error, traceback, self.hurry)
         if self._failure is None:
             return swallowed
         if error is None or swallowed or isinstance(error, trio.Cancelled):
@@ -220,6 +222,15 @@ class Manager:
         error.add_note(f"trio_daq was stopping because of {type(self._failure).__name__}: {self._failure}")
         return False
 
+    async def _end(self, reason: str) -> None:
+        if self._state in (ManagerState.STARTING, ManagerState.RUNNING, ManagerState.SHUTTING_DOWN):
+            self._request(reason, None)
+            await self._ended.wait()
+        if not all(stage.has_ended for stage in self._stages):
+            await self._deal_with_stuck()
+        self._root = None
+
+    @trio.lowlevel.enable_ki_protection
     async def _start_one(self, stage: Stage) -> None:
         """Start one stage of a running manager."""
         root = self._opened(f"starting {stage.name}")
@@ -241,11 +252,13 @@ class Manager:
         left = math.inf if timeout is None else checked_timeout(timeout)
         return await self._in_own_task(stage.stop, *_split(left, (stage,)))
 
+    @trio.lowlevel.enable_ki_protection
     async def _in_own_task(self, work: Callable[[*_Ts], Awaitable[_T]], *args: *_Ts) -> _T:
         """Do *work* in a task of the manager's own, so that a cancelled caller only stops waiting for it."""
         results: list[outcome.Outcome[_T]] = []
         ended = trio.Event()
 
+        @trio.lowlevel.enable_ki_protection
         async def do() -> None:
             with trio.CancelScope(shield=True):
                 results.append(await outcome.acapture(work, *args))
@@ -274,8 +287,7 @@ class Manager:
     async def _roll_back(self, reason: str) -> ShutdownReport | None:
         self._start_left.set()
         self._request(reason, None)
-        with trio.CancelScope(shield=True):
-            await self._ended.wait()
+        await to_the_end(self._ended.wait, self.hurry)
         return self._report
 
     def _request(self, reason: str, timeout: float | None) -> None:
@@ -285,6 +297,7 @@ class Manager:
             self._requested.set()
             self._starting.cancel()
 
+    @trio.lowlevel.enable_ki_protection
     async def _shut_down_when_asked(self) -> None:
         with trio.CancelScope(shield=True):
             await self._requested.wait()

@@ -109,6 +109,7 @@ class Member:
         self._stop_asked_at: float | None = None
         self._ended_at: float | None = None
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self, on_change: Callable[[Member], object], *, task_status: trio.TaskStatus[None]) -> None:
         """Live to the end, as often as the rules have it. Runs as a task of its stage.
 
@@ -209,8 +210,12 @@ class Member:
         try:
             with self._scope, acting_as(self.name):
                 await self._serve(task_status=status)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the rules say what follows
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - the rules say what follows
             self.error = self._last_error = error
+        except BaseExceptionGroup as group:
+            if group.subgroup(trio.Cancelled) is not None:
+                raise
+            self.error = self._last_error = group
         finally:
             self._alive = False
             if self.on_life_ended is not None:
@@ -277,6 +282,7 @@ class _Started:
 async def _first(*events: trio.Event) -> None:
     async with trio.open_nursery() as nursery:
 
+        @trio.lowlevel.enable_ki_protection
         async def wait(event: trio.Event) -> None:
             await event.wait()
             nursery.cancel_scope.cancel()

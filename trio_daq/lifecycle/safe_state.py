@@ -71,6 +71,7 @@ class SafeStates:
         """
         ended = trio.Event()
 
+        @trio.lowlevel.enable_ki_protection
         async def serve(*, task_status: trio.TaskStatus[None]) -> None:
             await self.make_safe()
             for report in self.reports():
@@ -138,10 +139,15 @@ class SafeStates:
         for _, group in groupby(sorted(lines.values(), key=order), key=order):
             async with trio.open_nursery() as nursery:
                 for line in group:
-                    nursery.start_soon(work, line)
+                    nursery.start_soon(_undisturbed, work, line)
 
     async def _close(self, line: _Line) -> None:
         await self._lines.close(line, _CLOSING_TIMEOUT - _TIMEOUT)
+
+
+@trio.lowlevel.enable_ki_protection
+async def _undisturbed(work: Callable[[_Line], Awaitable[object]], line: _Line) -> None:
+    await work(line)
 
 
 async def make_safe_from_cold(

@@ -84,6 +84,7 @@ class Stage:
         self._stopped, self._ended = trio.Event(), trio.Event()
         self._open, self._started = True, False
 
+    @trio.lowlevel.enable_ki_protection
     async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Start the first members, then keep the stage open until `stop` has ended.
 
@@ -108,6 +109,7 @@ class Stage:
             self._ended.set()
             self._tell_stopped()
 
+    @trio.lowlevel.enable_ki_protection
     async def add(self, member: Member) -> None:
         """Start *member* and wait until it is ready.
 
@@ -175,6 +177,7 @@ class Stage:
         started = trio.current_time()
         reports: dict[str, MemberReport] = {}
 
+        @trio.lowlevel.enable_ki_protection
         async def stop_one(member: Member) -> None:
             own = self.stop_timeout if member.stop_timeout is None else member.stop_timeout
             reports[member.name] = await member.stop(min(own, grace), hard, self.hurry)

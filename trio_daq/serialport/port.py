@@ -27,7 +27,17 @@ from trio_daq.serialport.line import OpenStream, SerialLine
 from trio_daq.serialport.opening import open_byte_stream
 from trio_daq.serialport.settings import SerialPortConfig
 from trio_daq.serialport.state import LineState
-from trio_daq.sharing import Claim, Lease, LeaseStatistics, LineKind, SafeStateResult, checked_timeout, to_the_end
+from trio_daq.sharing import (
+    NOT_SWALLOWED,
+    Claim,
+    Done,
+    Lease,
+    LeaseStatistics,
+    LineKind,
+    SafeStateResult,
+    checked_timeout,
+    to_the_end,
+)
 from trio_daq.wire import TraceEntry
 
 
@@ -392,8 +402,8 @@ class PortAcquisition:
         return self._guard
 
     @trio.lowlevel.enable_ki_protection
-    async def __aexit__(
+    def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
+    ) -> Done[bool]:
         self._guard._release(failed=error is not None)
-        return self._claim.is_limited and await self._claim.__aexit__(kind, error, traceback)
+        return self._claim.__aexit__(kind, error, traceback) if self._claim.is_limited else NOT_SWALLOWED

@@ -5,7 +5,7 @@ from trio_daq.sharing.backoff import Backoff
 from trio_daq.sharing.bell import Bell
 from trio_daq.sharing.deadlines import checked_timeout, positive_int, positive_seconds, whole_number
 from trio_daq.sharing.histogram import Histogram
-from trio_daq.sharing.interrupts import close_and_leave, interruptible, to_the_end
+from trio_daq.sharing.interrupts import NOT_SWALLOWED, Done, close_and_leave, interruptible, to_the_end
 from trio_daq.sharing.lease import Claim, Lease, LeaseStatistics
 from trio_daq.sharing.owner import acting_as, current_agent, on_behalf_of, owner_name
 from trio_daq.sharing.safe_talk import SafeStateResult, SafeTalk
@@ -15,12 +15,14 @@ from trio_daq.sharing.wait_graph import Agent, Holder, LineKind, forget_waiting,
 from trio_daq.sharing.worker_thread import WorkerThread
 
 __all__ = [
+    "NOT_SWALLOWED",
     "Acquirable",
     "Agent",
     "Alarm",
     "Backoff",
     "Bell",
     "Claim",
+    "Done",
     "Histogram",
     "Holder",
     "Lease",

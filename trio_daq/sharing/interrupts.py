@@ -8,9 +8,9 @@ the tasks that it starts; here is what a mark cannot do.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Never, TypeVar
 
 import outcome
 import trio
@@ -18,6 +18,39 @@ import trio
 from trio_daq.sharing.service_nursery import ServiceNursery
 
 _T = TypeVar("_T")
+_T_co = TypeVar("_T_co", covariant=True)
+
+
+class Done(Coroutine[Any, Any, _T_co]):
+    """What an ``__aexit__`` returns that has given back what it had when it was called, and not when it is awaited.
+
+    CPython looks for signals after that call and before the coroutine that it made begins: a KeyboardInterrupt there
+    would leave an ``async def`` without having run (https://github.com/python/cpython/issues/74174).
+    """
+
+    __slots__ = ("_result",)
+
+    def __init__(self, result: _T_co) -> None:
+        self._result = result
+
+    def __await__(self) -> Generator[Any, Any, _T_co]:
+        yield from ()
+        return self._result
+
+    def send(self, _: object) -> Never:
+        """End; what drives coroutines by hand, as `contextlib` does not, calls it."""
+        raise StopIteration(self._result)
+
+    def throw(self, error: Any, *_: Any) -> Never:
+        """Raise what would be raised in a coroutine that has not begun."""
+        raise error
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+NOT_SWALLOWED = Done(False)
+"""The answer of an ``__aexit__`` that lets the exception of its block go on."""
 
 
 @trio.lowlevel.disable_ki_protection

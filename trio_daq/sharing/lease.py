@@ -25,6 +25,7 @@ from trio_daq.errors import AcquireTimeoutError, LeaseRevokedError, PortBusyErro
 from trio_daq.sharing.alarms import Alarm
 from trio_daq.sharing.deadlines import checked_timeout
 from trio_daq.sharing.histogram import Histogram
+from trio_daq.sharing.interrupts import NOT_SWALLOWED, Done
 from trio_daq.sharing.owner import current_agent, owner_name
 from trio_daq.sharing.wait_graph import (
     Agent,
@@ -457,16 +458,16 @@ class Claim:
         self._hold_alarm.set(trio.current_time() + seconds)
 
     @trio.lowlevel.enable_ki_protection
-    async def __aexit__(
+    def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
+    ) -> Done[bool]:
         self.release()
         if self._scope is None:
-            return False
+            return NOT_SWALLOWED
         swallowed = self._scope.__exit__(kind, error, traceback)
         if self.revoked is not None and (swallowed or error is None):
             raise self.revocation("its block")
-        return swallowed
+        return Done(swallowed)
 
     def revocation(self, action: str, sent: Sent | None = None) -> LeaseRevokedError:
         """Return the error of a holder that goes on after the lease was taken back."""

@@ -5,16 +5,20 @@ Everybody who takes lines this way takes them in the same order, whatever order 
 
 from __future__ import annotations
 
+import types
+from collections.abc import Coroutine, Generator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import trio
 
 from trio_daq.sharing.deadlines import checked_timeout
+from trio_daq.sharing.interrupts import Done
 from trio_daq.sharing.wait_graph import LineKind
 
 _G = TypeVar("_G")
+_R = TypeVar("_R")
 _G_co = TypeVar("_G_co", covariant=True)
 
 _LEAST = 0.001
@@ -52,7 +56,7 @@ def acquire_all(
     return _AcquisitionOfAll(lines, owner, timeout)
 
 
-class _AcquisitionOfAll(AbstractAsyncContextManager[tuple[_G, ...]]):
+class _AcquisitionOfAll(Generic[_G]):
     """A class, since Ctrl-C could come between two lines of what `contextlib` makes of a generator."""
 
     def __init__(self, lines: tuple[Acquirable[_G], ...], owner: str | None, timeout: float) -> None:
@@ -72,7 +76,24 @@ class _AcquisitionOfAll(AbstractAsyncContextManager[tuple[_G, ...]]):
         return tuple(guards[line.order] for line in self._lines)
 
     @trio.lowlevel.enable_ki_protection
-    async def __aexit__(
+    def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        return await self._held.__aexit__(kind, error, traceback)
+    ) -> Coroutine[Any, Any, bool | None]:
+        leaving = self._held.__aexit__(kind, error, traceback)
+        try:
+            trap = leaving.send(None)  # in this call already, as `Done` explains; ports need no more
+        except StopIteration as end:
+            return Done(end.value)
+        return _go_on(leaving, trap)
+
+
+@trio.lowlevel.enable_ki_protection
+@types.coroutine
+def _go_on(begun: Coroutine[Any, Any, _R], trap: Any) -> Generator[Any, Any, _R]:
+    """Wait for a coroutine that has been begun and has made *trap*, which is what it waits for."""
+    try:
+        while True:
+            trap = begun.send((yield trap))
+    except StopIteration as end:
+        result: _R = end.value
+        return result

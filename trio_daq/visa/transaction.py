@@ -15,7 +15,7 @@ from typing import Self
 import trio
 
 from trio_daq.errors import DaqError, GuardReleasedError
-from trio_daq.sharing import Claim, owner_name
+from trio_daq.sharing import Claim, Done, owner_name
 from trio_daq.visa.lane import Lane
 from trio_daq.visa.link import VisaLink
 from trio_daq.visa.order import Order, Priority, Replies
@@ -81,12 +81,12 @@ class Transaction(CommandVerbs):
         return self
 
     @trio.lowlevel.enable_ki_protection
-    async def __aexit__(
+    def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
+    ) -> Done[bool]:
         assert self._claim is not None
         try:
-            return await self._claim.__aexit__(kind, error, traceback)
+            return self._claim.__aexit__(kind, error, traceback)
         finally:
             self._end()
 

@@ -16,8 +16,9 @@ from trio_daq.config import DualConfig, RecordingConfig, SubsystemConfig
 from trio_daq.lifecycle import DualRuntimeManager, ManagerState
 from trio_daq.serialport import SerialPortConfig, SharedSerialPort
 from trio_daq.sharing import Lease, acquire_all, to_the_end
+from trio_daq.sim import MemoryLine
 
-STORM = int(os.environ.get("TRIO_DAQ_INTERRUPTS_STORM", "300"))
+STORM = int(os.environ.get("TRIO_DAQ_INTERRUPTS_STORM", "50"))
 """How many programs are interrupted at a random moment."""
 
 
@@ -125,7 +126,9 @@ def interrupted_at_any_moment(make):
     bad = []
 
     def interrupt(_, frame):
-        signal.getsignal(signal.SIGINT)(signal.SIGINT, frame)  # Trio's own handler, with the frame that was hit
+        handler = signal.getsignal(signal.SIGINT)
+        if handler is not signal.default_int_handler:  # but Trio's own, which is told the frame that was hit
+            handler(signal.SIGINT, frame)
 
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
@@ -156,24 +159,6 @@ def interrupted_at_any_moment(make):
     return bad
 
 
-class Ready:
-    """A byte stream that takes everything and says nothing."""
-
-    def read_all_nowait(self):
-        return b""
-
-    read_nowait = read_all_nowait
-
-    def write_nowait(self, data):
-        return len(data)
-
-    async def aclose(self, timeout):
-        return True
-
-    def wake(self):
-        pass
-
-
 def a_lease():
     lease = Lease("it")
 
@@ -186,11 +171,11 @@ def a_lease():
 
 
 def ports(*numbers):
-    async def open_stream(_):
-        return Ready()
-
     config = SerialPortConfig(path="memory", quiet_time=0.0001, trace=False)
-    return [SharedSerialPort(attrs.evolve(config, path=f"memory {number}"), open_stream) for number in numbers]
+    return [
+        SharedSerialPort(attrs.evolve(config, path=f"memory {number}"), MemoryLine(10**6).open_stream)
+        for number in numbers
+    ]
 
 
 def a_port():

@@ -259,4 +259,4 @@ class Twice(Lab):
 @pytest.mark.parametrize("world", [Dying, Surviving, Twice])
 def test_lab(world):
     """The lab stops in order, and the last that its instrument hears is its safe state."""
-    interrupt_everywhere(world, MODULES, budget=150)
+    interrupt_everywhere(world, MODULES, budget=50)

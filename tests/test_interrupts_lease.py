@@ -144,4 +144,4 @@ class Surviving(LeaseWorld):
 @pytest.mark.parametrize("world", [Dying, Surviving])
 def test_lease(world):
     """No lease is lost and nothing is left, whether the interrupt ends the program or one task."""
-    interrupt_everywhere(world, MODULES, budget=250)
+    interrupt_everywhere(world, MODULES, budget=100)

@@ -161,4 +161,4 @@ class Surviving(PortWorld):
 @pytest.mark.parametrize("world", [Dying, Surviving])
 def test_port(world):
     """The port comes free, no reply reaches another, and the safe state is the last that the instrument hears."""
-    interrupt_everywhere(world, MODULES, budget=150)
+    interrupt_everywhere(world, MODULES, budget=50)

@@ -167,4 +167,4 @@ class Worker(World):
 @pytest.mark.parametrize("world", [ThreadLab, PtyPort, Worker])
 def test_threads(world):
     """No thread and no descriptor is left, and what was opened is closed."""
-    interrupt_everywhere(world, world.modules, budget=50)
+    interrupt_everywhere(world, world.modules, budget=20)

@@ -225,4 +225,4 @@ class Surviving(SessionWorld):
 @pytest.mark.parametrize("world", [Dying, Asking, Surviving])
 def test_session(world):
     """No command is sent twice or answered by another's reply, nothing hangs, and nothing is left."""
-    interrupt_everywhere(world, MODULES, budget=150)
+    interrupt_everywhere(world, MODULES, budget=50)

@@ -27,7 +27,7 @@ MODULES = [
         f"lifecycle/{name}.py"
         for name in (
             *("manager", "stage", "member", "side", "dual", "supervision", "driver_member", "safe_state", "lines"),
-            "report",
+            *("report", "shutdown", "leaving", "own_task", "time_budget", "devices"),
         )
     ),
     *(f"actors/{name}.py" for name in ("cell", "mailbox", "envelope", "life", "ref", "registry", "actor")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 
 import pytest
@@ -9,11 +10,21 @@ import trio
 from interrupt_everywhere import Virtual, interrupt_everywhere, surviving
 
 from trio_daq.errors import DaqError
-from trio_daq.sharing import Bell, Claim, Lease, LineKind, ServiceNursery, acquire_all
+from trio_daq.sharing import Bell, Claim, Lease, LineKind, ServiceNursery, SharedDevice, acquire_all
 
 MODULES = [
     f"sharing/{name}.py"
-    for name in ("lease", "wait_graph", "several", "alarms", "bell", "deadlines", "owner", "service_nursery")
+    for name in (
+        "lease",
+        "wait_graph",
+        "several",
+        "alarms",
+        "bell",
+        "deadlines",
+        "owner",
+        "service_nursery",
+        "shared_device",
+    )
 ]
 
 
@@ -31,13 +42,14 @@ class Line:
 class LeaseWorld(Virtual):
     """Tasks that take, wait for, time out on, lose and give back two leases, and wait for a bell."""
 
-    resting_alarms = 2
+    resting_alarms = 3
 
     def __init__(self) -> None:
         super().__init__()
         self.leases = [Lease("one"), Lease("two", kind=LineKind.VISA, max_hold=5.0)]
         self.inside: list[list[Claim]] = [[], []]
         self.bell = Bell()
+        self.device = SharedDevice("camera", object())
 
     def works(self):
         return [
@@ -50,6 +62,8 @@ class LeaseWorld(Virtual):
             partial(self.use, 1, 0.2, 0.5, timeout=20, cancel=7),
             self.use_both,
             self.take_back,
+            partial(self.use_device, 0.0),
+            partial(self.use_device, 0.1),
             self.wait_for_bell,
             self.ring,
         ]
@@ -81,7 +95,14 @@ class LeaseWorld(Virtual):
         except DaqError:
             pass
 
+    async def use_device(self, at):
+        await trio.sleep(at)
+        with contextlib.suppress(DaqError):
+            async with self.device.acquire():
+                await trio.sleep(0.5)
+
     async def take_back(self):
+        self.device.revoke("the test says so")
         await trio.sleep(0.15)
         self.leases[0].revoke("the test says so")
         await trio.sleep(2)
@@ -112,7 +133,7 @@ class LeaseWorld(Virtual):
         self.inside[which].remove(claim)
 
     def judge(self):
-        for lease in self.leases:
+        for lease in (*self.leases, self.device._lease):
             waiting = [claim.owner for claim in lease._waiting]
             if lease.holder is not None or waiting or lease._limiter.borrowed_tokens:
                 self.wrong.append(f"{lease.resource} is not free: {lease.holder}, {waiting}")

@@ -273,7 +273,7 @@ async def test_a_member_may_own_a_manager_and_shut_that_down(autojump_clock):
     lab = Lab({"v2": lambda lab: [lab.running("owner", own)]})
     async with lab.manager as manager:
         await manager.start()
-        await manager.wait_all_ended()
+        await lab.stages["v2"].wait_all_ended()
     assert inner.diary == STARTED + IN_ORDER
     assert manager.report.failed == ()
 

@@ -19,10 +19,8 @@ def room(name: str) -> object:
 
 @pytest.mark.parametrize("name", trio_daq.__all__)
 def test_an_everyday_name_has_one_home(name):
-    """Each name of the root is in the face of exactly one room, or in errors, and is the same object there."""
+    """Each name of the root is in the face of exactly one room, and is the same object there."""
     homes = [home for home in ROOMS if name in room(home).__all__]
-    if hasattr(room("errors"), name):
-        homes.append("errors")
     assert len(homes) == 1
     assert getattr(trio_daq, name) is getattr(room(homes[0]), name)
 

@@ -2,51 +2,27 @@
 
 import struct
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pytest
-import pyvisa
 import trio
 from pyvisa.errors import VisaIOError
-from pyvisa.resources import MessageBasedResource
+from sim_clients import in_thread, open_meter, serve_meter
 
-from trio_daq.sim import FaultPlan, SimulatedMeter, read_log
-from trio_daq.sim.dialogue import Bench
-from trio_daq.sim.log import InstrumentLog
+from trio_daq.sim import FaultPlan, read_log
 from trio_daq.sim.meter import IDENTITY
 from trio_daq.sim.onc_rpc import XdrReader, pack_opaque, pack_unsigned
 from trio_daq.sim.vxi11_line import CORE_PROGRAM, INPUT_BUFFER, MAXIMUM_WRITE, serve_on_vxi11
 
-T = TypeVar("T")
 MANY = 10_000
 """``*IDN?`` so many times is one command of 60 kB with a reply of 310 kB."""
 
 
-@asynccontextmanager
-async def served(folder: Path, plan: FaultPlan | None = None) -> AsyncIterator[int]:
-    """Serve the meter in this process, and give its port."""
-    with InstrumentLog(folder / "log") as log:
-        async with trio.open_nursery() as nursery:
-            yield await nursery.start(serve_on_vxi11, Bench(SimulatedMeter(), plan or FaultPlan(), log))
-            nursery.cancel_scope.cancel()
-
-
-@contextmanager
-def opened(port: int, timeout: int = 2000) -> Iterator[MessageBasedResource]:
-    """Open the meter with pyvisa-py; *timeout* in milliseconds."""
-    manager = pyvisa.ResourceManager("@py")
-    with manager.open_resource(f"TCPIP::127.0.0.1,{port}::inst0::INSTR") as meter:
-        assert isinstance(meter, MessageBasedResource)
-        meter.timeout = timeout
-        yield meter
-
-
-async def in_thread(script: Callable[..., T], *arguments: Any) -> T:
-    with trio.fail_after(20):
-        return await trio.to_thread.run_sync(script, *arguments)
+served = partial(serve_meter, serve_on_vxi11)
+opened = partial(open_meter, "TCPIP::127.0.0.1,{port}::inst0::INSTR")
 
 
 async def test_unchanged_program_is_answered(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import trio
 
 from trio_daq.errors import (
     LineLostError,
+    PortBusyError,
     QueueFullError,
     SessionClosedError,
     TransactionBrokenError,
@@ -193,3 +194,31 @@ async def test_a_lost_link_without_room_waits_for_room(meter, nursery):
             await transaction.query("*IDN?")
         meter.is_refusing = False
         assert (await session.query("*IDN?", 5)).startswith("TRIO_DAQ")
+
+
+async def test_a_transaction_that_does_not_wait(meter, nursery, autojump_clock):
+    """With timeout=0 it begins on a free instrument, and is refused beside a command, a queue, another one."""
+    nursery.start_soon(meter.serve)
+    async with session_of(meter) as session:
+        async with session.transaction("first", timeout=0) as transaction:
+            assert await transaction.query("MEAS:VOLT? a") != ""
+            began = trio.current_time()
+
+            async def intrude() -> None:
+                with pytest.raises(PortBusyError, match=r"'second' .*'first' has held it"):
+                    async with session.transaction("second", timeout=0):
+                        pass
+
+            nursery.start_soon(intrude)
+            await trio.testing.wait_all_tasks_blocked()
+            assert trio.current_time() == began
+        slow = session.submit("SLOW? b,0.5", owner="slow")
+        await trio.testing.wait_all_tasks_blocked()
+        waiting = session.submit("MEAS:VOLT? c", owner="next")
+        with pytest.raises(PortBusyError, match=r"'slow' has held it .*1 waiting"):
+            async with session.transaction("second", timeout=0):
+                pass
+        await slow.wait()
+        await waiting.wait()
+        async with session.transaction("second", timeout=0):
+            pass

@@ -282,6 +282,7 @@ def test_text_that_cannot_be_sent_is_refused_with_the_settings(name: str) -> Non
         ("USB::0x0957::0x1755::MY1::INSTR", "USB0::2391::5973::MY1::0::INSTR"),
         ("USB::0x0957::0x175A::MY1::INSTR", "USB0::0X957::0x175a::MY1::0::INSTR"),
         ("ASRL1::INSTR", "asrl01"),
+        ("TCPIP::localhost::5025::SOCKET", "TCPIP0::127.0.0.1::5025::SOCKET"),
     ],
 )
 def test_one_name_for_each_spelling(one: str, other: str) -> None:

@@ -107,13 +107,20 @@ class Measure(Message[None]):
     """Take one reading."""
 
 
-class StageActor(Actor):
-    """Reads the stage, as an actor. Its arguments are those of `old_scan`."""
+class ReadingActor(Actor):
+    """Reads the stage or the meter, whichever it is given. Its other arguments are those of `old_scan`."""
 
     def __init__(
-        self, *, serial: SharedSerialPort, context: DriverContext, evidence: str | None = None, period: float = 0.005
+        self,
+        *,
+        serial: SharedSerialPort | None = None,
+        visa: VisaSessionManager | None = None,
+        context: DriverContext,
+        evidence: str | None = None,
+        period: float = 0.005,
     ) -> None:
-        self._serial, self._context, self._evidence, self._period = serial, context, evidence, period
+        self._serial, self._visa = serial, visa
+        self._context, self._evidence, self._period = context, evidence, period
 
     async def on_start(self) -> None:
         """Begin to read."""
@@ -128,31 +135,10 @@ class StageActor(Actor):
     @handles(Measure)
     async def measure(self, _: Measure) -> None:
         """Take one reading."""
-        await _read_stage(self._serial, self._context, self._taken)
-
-
-class MeterActor(Actor):
-    """Reads the meter, as an actor. Its arguments are those of `old_scan`."""
-
-    def __init__(
-        self, *, visa: VisaSessionManager, context: DriverContext, evidence: str | None = None, period: float = 0.005
-    ) -> None:
-        self._visa, self._context, self._evidence, self._period = visa, context, evidence, period
-
-    async def on_start(self) -> None:
-        """Begin to read."""
-        self._notes = taking_notes(self._context.id, self._evidence)
-        self._taken = self._notes.__enter__()
-        self.every(self._period, Measure())
-
-    async def on_stop(self) -> None:
-        """Close the notes."""
-        self._notes.__exit__(None, None, None)
-
-    @handles(Measure)
-    async def measure(self, _: Measure) -> None:
-        """Take one reading."""
-        await _read_meter(self._visa, self._context, self._taken)
+        if self._serial is not None:
+            await _read_stage(self._serial, self._context, self._taken)
+        if self._visa is not None:
+            await _read_meter(self._visa, self._context, self._taken)
 
 
 async def _read_stage(serial: SharedSerialPort, context: DriverContext, notes: Evidence) -> None:

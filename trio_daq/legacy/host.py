@@ -22,7 +22,7 @@ import attrs
 import trio
 
 from trio_daq.errors import DoorClosedError, DoorInterruptedError, Sent, StateError
-from trio_daq.sharing import on_behalf_of
+from trio_daq.sharing import acting_as, on_behalf_of
 
 _MARGIN = 10.0
 """Seconds that a thread waits beyond the deadline of its job before it takes the event loop for dead."""
@@ -211,7 +211,7 @@ class DoorHost:
             else:
                 if interruption is not None:
                     self._in_flight.add(call)
-                with on_behalf_of(thread):
+                with on_behalf_of(thread), acting_as(self.owner):
                     self._nursery.start_soon(run, name=f"door of {self.owner} to {resource}")
 
         try:

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import attrs
 
 from trio_daq.config import DualConfig, check_drivers
 from trio_daq.data import DataDistributor
 from trio_daq.errors import StateError, UnhealthyError
+from trio_daq.lifecycle.devices import Device, DeviceList
 from trio_daq.lifecycle.health import HealthReport
 from trio_daq.lifecycle.lines import Lines, LineSnapshot, unknown_name
 from trio_daq.lifecycle.manager import Manager
-from trio_daq.lifecycle.member import Member
+from trio_daq.lifecycle.member import Member, expect_outside
+from trio_daq.lifecycle.own_task import in_own_task
 from trio_daq.lifecycle.report import MemberReport, SafeStateReport, ShutdownReport, StageReport
 from trio_daq.lifecycle.safe_state import SafeStates
 from trio_daq.lifecycle.side import Side, V2Side, V4Side
@@ -26,7 +28,10 @@ from trio_daq.lifecycle.stage import Stage
 from trio_daq.lifecycle.state import ManagerState, Status
 from trio_daq.recording import Recorder, RecorderStatistics
 from trio_daq.serialport import SharedSerialPort
+from trio_daq.sharing import SharedDevice
 from trio_daq.visa import VisaSessionManager
+
+_T = TypeVar("_T")
 
 
 @attrs.frozen
@@ -37,7 +42,7 @@ class LabSnapshot:
         state: Where its manager is.
         v2: How V2 is.
         v4: How V4 is.
-        lines: Its ports and sessions.
+        lines: Its ports, sessions and shared devices.
         members: Its members, by the name of their side.
         published: Readings published.
         recorded: What the recorder has acknowledged; None if nothing is recorded.
@@ -85,6 +90,7 @@ class DualRuntimeManager(Manager):
         self.distributor = DataDistributor()
         self.recorder: Recorder | None = None
         self._lines = Lines(config)
+        self._devices = DeviceList(self._lines)
         self._safe = safe = SafeStates(config, self._lines)
         self.v2 = V2Side(
             "v2", config.v2, self._lines, self.distributor, config.folder, self._member_failed, safe.after_life_of
@@ -137,11 +143,47 @@ class DualRuntimeManager(Manager):
         """
         return self._lines.session(name_or_resource)
 
+    def share(
+        self, name: str, device: _T, *, acquire_timeout: float = 2.0, max_hold: float | None = None
+    ) -> SharedDevice[_T]:
+        """Share any object among the members of both sides, one owner at a time: a camera, a motor controller.
+
+        It outlives stops and starts; closing it is for whoever made it.
+
+        Args:
+            name: By which `get_shared` finds it.
+            device: The object.
+            acquire_timeout: Seconds to wait for it where nobody names another time.
+            max_hold: Seconds after which it is taken back from whoever has it; None for never.
+
+        Raises:
+            ValueError: If a device of that name is shared already.
+        """
+        shared = SharedDevice(name, device, acquire_timeout=acquire_timeout, max_hold=max_hold)
+        self._lines.share(shared)
+        return shared
+
+    def get_shared(self, name: str) -> SharedDevice[Any]:
+        """Return what `share` was given under *name*.
+
+        Raises:
+            UnknownNameError: If there is none.
+        """
+        return self._lines.device(name)
+
     async def enqueue_visa_command(
         self, command: str, timeout: float | None = None, owner: str | None = None, session: str | None = None
     ) -> str:
         """Queue a command on a session and return its reply. See `VisaSessionManager.enqueue_command`."""
         return await self._lines.session(session).enqueue_command(command, timeout, owner)
+
+    async def devices(self, *, refresh: bool = False) -> tuple[Device, ...]:
+        """Return what the lab uses, and what other serial ports this computer has.
+
+        Args:
+            refresh: Ask the system now; if not, it is asked once in 30 s, and when something was plugged.
+        """
+        return await self._devices.all(refresh=refresh)
 
     async def make_safe(self, name: str | None = None) -> tuple[SafeStateReport, ...]:
         """Take the steps of ``safe_state`` now, on a line such as ``"serial.stage"`` or on all, and say how it went.
@@ -222,8 +264,9 @@ class DualRuntimeManager(Manager):
         if name not in stages:
             raise unknown_name("member", name, stages)
         stage = stages[name]
-        self._expect_caller_outside((stage.members[name],), action, "It would wait for its own end.")
-        await self._in_own_task(stage.restart, name, lambda: self._lines.take_back(name, "its owner is restarted"))
+        expect_outside((stage.members[name],), action, "It would wait for its own end.")
+        root = self._opened(action)
+        await in_own_task(root, stage.restart, name, lambda: self._lines.take_back(name, "its owner is restarted"))
 
     async def stop_v2(self, timeout: float | None = None) -> StageReport:
         """Stop V2 alone, within *timeout* seconds; V4, hardware and recording go on."""
@@ -232,6 +275,11 @@ class DualRuntimeManager(Manager):
     async def stop_v4(self, timeout: float | None = None) -> StageReport:
         """Stop V4 alone, within *timeout* seconds; V2, hardware and recording go on."""
         return await self._stop_side(self.v4, timeout)
+
+    async def wait_all_ended(self) -> None:
+        """Wait until every member of both sides has ended by itself."""
+        for side in (self.v2, self.v4):
+            await side.stage.wait_all_ended()
 
     def snapshot(self) -> LabSnapshot:
         """Return what the lab looks like now."""

@@ -1,10 +1,14 @@
-"""The ports and sessions of a lab, by name: made anew at each start but the first, found by whoever needs them."""
+"""What the members of a lab share, by name: ports and sessions, made anew at each start but the first, and devices.
+
+Devices are given by whoever runs the lab, and live as long as that wants.
+"""
 
 from __future__ import annotations
 
 import difflib
 import os
 from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 import attrs
 import trio
@@ -14,6 +18,7 @@ from trio_daq.errors import UnknownNameError
 from trio_daq.lifecycle.member import Member
 from trio_daq.lifecycle.stage import Stage
 from trio_daq.serialport import SharedSerialPort
+from trio_daq.sharing import SharedDevice
 from trio_daq.visa import VisaSessionManager, canonical_resource
 
 
@@ -23,12 +28,12 @@ class LineSnapshot:
 
     Attributes:
         name: Its name in the lab.
-        kind: ``"serial"`` or ``"visa"``.
+        kind: ``"serial"``, ``"visa"`` or ``"device"``.
         owner: Who has it, or whose command is in flight; None if nobody.
         held_for: Seconds for which they have had it.
         waiting: Who waits, first in line first.
         state: How far it can be trusted, in a word.
-        exchanges: Commands carried out, by owner.
+        exchanges: Commands carried out, by owner; of a device, how often each had it.
         hand_overs: How often it went to another owner than before.
         longest_wait: Seconds of the longest wait that ended well.
         resyncs: How often it had to be made clean, or opened anew.
@@ -46,18 +51,24 @@ class LineSnapshot:
     resyncs: int
 
 
+class _Revocable(Protocol):
+    def revoke(self, reason: str, member: str | None = None) -> str | None: ...
+
+
 class Lines:
     """All lines of a lab.
 
     Attributes:
         serial: Ports by name.
         visa: Sessions by name.
+        devices: Shared devices by name.
     """
 
     def __init__(self, config: DualConfig) -> None:
         self._config = config
         self.serial: dict[str, SharedSerialPort] = {}
         self.visa: dict[str, VisaSessionManager] = {}
+        self.devices: dict[str, SharedDevice[Any]] = {}
         self._used = False
         self._renew()
 
@@ -98,14 +109,27 @@ class Lines:
                 return session
         raise unknown_name("VISA session", name_or_resource, self.visa)
 
-    def take_back(self, owner: str, reason: str) -> None:
-        """Take every port back that *owner* has, and end every transaction of theirs."""
-        for port in self.serial.values():
-            if port.current_owner() == owner:
-                port.revoke(reason)
-        for session in self.visa.values():
-            if session.statistics().transaction == owner:
-                session.revoke(reason)
+    def share(self, device: SharedDevice[Any]) -> None:
+        """Take a device among them.
+
+        Raises:
+            ValueError: If there is one of that name.
+        """
+        if device.name in self.devices:
+            raise ValueError(f"a device called {device.name!r} is shared already; choose another name")
+        self.devices[device.name] = device
+
+    def device(self, name: str) -> SharedDevice[Any]:
+        """Return a shared device by its name."""
+        if name not in self.devices:
+            raise unknown_name("shared device", name, self.devices)
+        return self.devices[name]
+
+    def take_back(self, member: str, reason: str) -> None:
+        """Take every port and device back that *member* has, under whatever name, and end every transaction of it."""
+        lines: Iterable[_Revocable] = (*self.serial.values(), *self.visa.values(), *self.devices.values())
+        for line in lines:
+            line.revoke(reason, member)
 
     async def close(self, line: object, timeout: float) -> None:
         """Close one line for good; what is in flight has no time left."""
@@ -118,7 +142,8 @@ class Lines:
         """Return what all lines look like now."""
         ports = [_port_snapshot(name, port) for name, port in self.serial.items()]
         sessions = [_session_snapshot(name, session) for name, session in self.visa.items()]
-        return (*ports, *sessions)
+        devices = [_device_snapshot(device) for device in self.devices.values()]
+        return (*ports, *sessions, *devices)
 
     def _renew(self) -> None:
         self.serial = {name: SharedSerialPort(config) for name, config in self._config.serial.items()}
@@ -172,6 +197,22 @@ def _session_snapshot(name: str, session: VisaSessionManager) -> LineSnapshot:
         hand_overs=seen.hand_overs,
         longest_wait=seen.longest_wait,
         resyncs=seen.resyncs,
+    )
+
+
+def _device_snapshot(device: SharedDevice[Any]) -> LineSnapshot:
+    seen = device.statistics()
+    return LineSnapshot(
+        name=device.name,
+        kind="device",
+        owner=seen.holder,
+        held_for=seen.held_for,
+        waiting=seen.waiting,
+        state="shared",
+        exchanges=seen.grants,
+        hand_overs=seen.hand_overs,
+        longest_wait=seen.longest_wait,
+        resyncs=0,
     )
 
 

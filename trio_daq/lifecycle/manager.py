@@ -12,44 +12,28 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import os
-import sys
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Literal, Self, TypeVar, TypeVarTuple
+from typing import Literal, Self
 
-import outcome
 import trio
 
-from trio_daq.errors import StartError, StateError, StoppingError, StuckError, is_bug
-from trio_daq.lifecycle.member import Member, inside_member
+from trio_daq.errors import StartError, StateError, StoppingError, is_bug
+from trio_daq.lifecycle.leaving import exit_now, wait_for_stuck
+from trio_daq.lifecycle.member import Member, expect_outside
+from trio_daq.lifecycle.own_task import in_own_task
 from trio_daq.lifecycle.report import SafeStateReport, ShutdownReport, StageReport
+from trio_daq.lifecycle.shutdown import Shutdown
 from trio_daq.lifecycle.stage import Stage
 from trio_daq.lifecycle.state import LEGAL_MOVES, ManagerState
+from trio_daq.lifecycle.time_budget import split_time, stop_in_turn
 from trio_daq.sharing import ServiceNursery, checked_timeout, close_and_leave, to_the_end
 
 _log = logging.getLogger("trio_daq.lifecycle")
 
-_T = TypeVar("_T")
-_Ts = TypeVarTuple("_Ts")
-
-_START_TIMEOUT = 30.0
-"""Seconds that one stage may take to start."""
-
 _LEAVING_TIMEOUT = 1.0
 """Seconds that a cancelled body or start has to leave before the stages are stopped under it, a quarter of the shutdown
 at most."""
-
-_NAG_PERIOD = 5.0
-"""Seconds between messages about a block that cannot end because a member does not."""
-
-EXIT_STUCK = 3
-"""Exit code of a process that had to be ended around a stuck member."""
-
-
-EXIT_UNSAFE = 4
-"""Exit code of a process that may have left a line in another state than its safe one."""
 
 
 class Manager:
@@ -85,13 +69,9 @@ class Manager:
         self._service: ServiceNursery | None = None
         self._root: trio.Nursery | None = None
         self._starting = trio.CancelScope()
-        self._requested = trio.Event()
-        self._ended = trio.Event()
+        self._shutdown = Shutdown(self._shutdown_timeout)
         self._start_left = trio.Event()
         self._body_left = trio.Event()
-        self._reason = ""
-        self._timeout = self._shutdown_timeout
-        self._report: ShutdownReport | None = None
         self._failure: BaseException | None = None
 
     @property
@@ -102,7 +82,7 @@ class Manager:
     @property
     def report(self) -> ShutdownReport | None:
         """The report of the last shutdown, if there was one."""
-        return self._report
+        return self._shutdown.report
 
     @trio.lowlevel.enable_ki_protection
     async def start(self) -> None:
@@ -117,17 +97,18 @@ class Manager:
         """
         root = self._opened("start()")
         if self._state is ManagerState.STOPPED:
-            self._expect_ended(self._stages, "start()")
+            for stage in self._stages:
+                stage.expect_ended("start()")
         self._move(ManagerState.STARTING, "start()")
-        self._requested, self._ended, self._start_left = trio.Event(), trio.Event(), trio.Event()
-        self._starting, self._report, self._failure = trio.CancelScope(), None, None
+        self._shutdown, self._start_left = Shutdown(self._shutdown_timeout), trio.Event()
+        self._starting, self._failure = trio.CancelScope(), None
         root.start_soon(self._shut_down_when_asked)
-        stage: Stage | None = None
+        begun: Stage | None = None
         try:
             with self._starting:
-                for stage in self._stages:
-                    await self._start_stage(root, stage)
-                if not self._requested.is_set():
+                for begun in self._stages:
+                    await begun.start_in(root)
+                if not self._shutdown.is_requested:
                     self._move(ManagerState.RUNNING, "start()")
                     return
             cause: BaseException = StoppingError(subsystem="the lab", action="starting")
@@ -138,7 +119,7 @@ class Manager:
             raise
         finally:
             self._start_left.set()
-        where = f"{stage.name}.{stage.starting}" if stage is not None and stage.starting else "the lab"
+        where = f"{begun.name}.{begun.starting}" if begun is not None and begun.starting else "the lab"
         report = await self._roll_back(f"{where} did not start")
         raise StartError(member=where, cause=cause, report=report) from cause
 
@@ -156,11 +137,9 @@ class Manager:
         """
         if self._state is ManagerState.UNINITIALIZED:
             raise StateError(action="shutdown()", expected="running", actual=self._state.value)
-        self._expect_outside(self._stages, "shutdown()", "A member asks with request_shutdown(), and does not wait.")
+        expect_outside(self._members(), "shutdown()", "A member asks with request_shutdown(), and does not wait.")
         self._request("shutdown() was called", timeout)
-        await self._ended.wait()
-        assert self._report is not None
-        return self._report
+        return await self._shutdown.wait_report()
 
     @trio.lowlevel.enable_ki_protection
     def request_shutdown(self, reason: str = "requested", error: BaseException | None = None) -> None:
@@ -184,18 +163,13 @@ class Manager:
         for stage in self._stages:
             stage.hurry.set()
 
-    async def wait_all_ended(self) -> None:
-        """Wait until every member of the last two ranks has ended by itself."""
-        for stage in self._stages[-2:]:
-            await stage.wait_all_ended()
-
     @trio.lowlevel.enable_ki_protection
     async def serve(self, *, task_status: trio.TaskStatus[Self] = trio.TASK_STATUS_IGNORED) -> None:
         """Open, start, and run until the nursery that this was started in is cancelled or a shutdown was asked for."""
         async with self:
             await self.start()
             task_status.started(self)
-            await self._ended.wait()
+            await self._shutdown.wait_report()
 
     @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Self:
@@ -225,9 +199,12 @@ class Manager:
     async def _end(self, reason: str) -> None:
         if self._state in (ManagerState.STARTING, ManagerState.RUNNING, ManagerState.SHUTTING_DOWN):
             self._request(reason, None)
-            await self._ended.wait()
+            await self._shutdown.wait_report()
         if not all(stage.has_ended for stage in self._stages):
-            await self._deal_with_stuck()
+            if self._on_stuck == "exit":
+                assert self.report is not None
+                exit_now(self.report.exit_code)
+            await wait_for_stuck(self._members())
         self._root = None
 
     @trio.lowlevel.enable_ki_protection
@@ -237,36 +214,20 @@ class Manager:
         self._expect(ManagerState.RUNNING, f"starting {stage.name}")
         if stage.is_running:
             return
-        self._expect_ended((stage,), f"starting {stage.name}")
+        stage.expect_ended(f"starting {stage.name}")
         try:
-            await self._start_stage(root, stage)
+            await stage.start_in(root)
         except Exception as error:
             where = f"{stage.name}.{stage.starting}" if stage.starting else stage.name
             raise StartError(member=where, cause=error) from error
 
     async def _stop_one(self, stage: Stage, timeout: float | None) -> StageReport:
         """Stop one stage of a running manager, in a task of the manager's own."""
-        self._opened(f"stopping {stage.name}")
+        root = self._opened(f"stopping {stage.name}")
         self._expect(ManagerState.RUNNING, f"stopping {stage.name}")
-        self._expect_outside((stage,), f"stopping {stage.name}", "Let another part of the program do it.")
+        expect_outside(stage.members.values(), f"stopping {stage.name}", "Let another part of the program do it.")
         left = math.inf if timeout is None else checked_timeout(timeout)
-        return await self._in_own_task(stage.stop, *_split(left, (stage,)))
-
-    @trio.lowlevel.enable_ki_protection
-    async def _in_own_task(self, work: Callable[[*_Ts], Awaitable[_T]], *args: *_Ts) -> _T:
-        """Do *work* in a task of the manager's own, so that a cancelled caller only stops waiting for it."""
-        results: list[outcome.Outcome[_T]] = []
-        ended = trio.Event()
-
-        @trio.lowlevel.enable_ki_protection
-        async def do() -> None:
-            with trio.CancelScope(shield=True):
-                results.append(await outcome.acapture(work, *args))
-                ended.set()
-
-        self._opened(getattr(work, "__name__", "it")).start_soon(do)
-        await ended.wait()
-        return results[0].unwrap()
+        return await in_own_task(root, stage.stop, *split_time(left, (stage,)))
 
     def _member_failed(self, stage: Stage, member: Member) -> None:
         """Stop everything if the member's rules say so, and carry on otherwise."""
@@ -277,57 +238,46 @@ class Manager:
         if failure.stops_lab:
             self.request_shutdown(f"{member.name} {failure.reason}", error)
 
-    async def _start_stage(self, root: trio.Nursery, stage: Stage) -> None:
-        stage.open()
-        with trio.move_on_after(_START_TIMEOUT):
-            await root.start(stage.serve)
-            return
-        raise trio.TooSlowError(f"it was not ready within {_START_TIMEOUT:g} s")
-
     async def _roll_back(self, reason: str) -> ShutdownReport | None:
         self._start_left.set()
         self._request(reason, None)
-        await to_the_end(self._ended.wait, self.hurry)
-        return self._report
+        await to_the_end(self._shutdown.wait_report, self.hurry)
+        return self.report
 
     def _request(self, reason: str, timeout: float | None) -> None:
-        if not self._requested.is_set():
-            self._reason = reason
-            self._timeout = self._shutdown_timeout if timeout is None else checked_timeout(timeout)
-            self._requested.set()
-            self._starting.cancel()
+        self._shutdown.request(reason, timeout)
+        self._starting.cancel()
 
     @trio.lowlevel.enable_ki_protection
     async def _shut_down_when_asked(self) -> None:
         with trio.CancelScope(shield=True):
-            await self._requested.wait()
+            shutdown = self._shutdown
+            await shutdown.wait_requested()
             was_running = self._state is ManagerState.RUNNING
             self._move(ManagerState.SHUTTING_DOWN, "shutdown")
             started = trio.current_time()
-            deadline = started + self._timeout
-            with trio.move_on_after(min(_LEAVING_TIMEOUT, self._timeout / 4)):
+            with trio.move_on_after(min(_LEAVING_TIMEOUT, shutdown.timeout / 4)):
                 await self._start_left.wait()
                 if was_running and self._root is not None and self._root.cancel_scope.cancel_called:
                     await self._body_left.wait()
             if self._on_stopping is not None:
                 self._call(self._on_stopping)
-            reports = []
             # Not only those that run: one that was stopped alone may still be at it.
             left = [stage for stage in reversed(self._stages) if not stage.has_ended]
-            for at, stage in enumerate(left):
-                reports.append(await stage.stop(*_split(deadline - trio.current_time(), left[at:])))
-            self._report = ShutdownReport(
-                reason=self._reason,
+            stages = await stop_in_turn(left, started + shutdown.timeout)
+            report = ShutdownReport(
+                reason=shutdown.reason,
                 seconds=trio.current_time() - started,
-                timeout=self._timeout,
-                stages=tuple(reports),
+                timeout=shutdown.timeout,
+                stages=stages,
                 safe_states=self._safe_states(),
             )
-            _log.info("stopped in %.2f s of %g s: %s", self._report.seconds, self._timeout, self._reason)
+            _log.info("stopped in %.2f s of %g s: %s", report.seconds, report.timeout, report.reason)
             self._move(ManagerState.STOPPED, "shutdown")
+            shutdown.report = report
             if self._on_report is not None:
-                self._call(self._on_report, self._report)
-            self._ended.set()
+                self._call(self._on_report, report)
+            shutdown.end()
 
     def _call(self, listener: Callable[..., object], *args: object) -> None:
         try:
@@ -337,21 +287,8 @@ class Manager:
             _log.error("%r failed during the shutdown: %s: %s", listener, type(error).__name__, error)
             self._failure = self._failure or error
 
-    async def _deal_with_stuck(self) -> None:
-        if self._on_stuck == "exit":
-            logging.shutdown()
-            for stream in (sys.stdout, sys.stderr):
-                with suppress(OSError, ValueError):  # its reader is gone
-                    stream.flush()
-            os._exit(EXIT_UNSAFE if self._report is not None and self._report.unsafe else EXIT_STUCK)
-        members = [member for stage in self._stages for member in stage.members.values()]
-        with trio.CancelScope(shield=True):
-            while waiting := [member for member in members if not member.done.is_set()]:
-                for one in map(Member.report, waiting):
-                    _log.error("cannot leave: %s does not end; it is at %s", one.name, one.frames)
-                with trio.move_on_after(_NAG_PERIOD):
-                    for member in members:
-                        await member.done.wait()
+    def _members(self) -> list[Member]:
+        return [member for stage in self._stages for member in stage.members.values()]
 
     def _opened(self, action: str) -> trio.Nursery:
         if self._root is None:
@@ -367,39 +304,8 @@ class Manager:
         if self._state is not state:
             raise StateError(action=action, expected=state.value, actual=self._state.value)
 
-    def _expect_outside(self, stages: Iterable[Stage], action: str, hint: str) -> None:
-        self._expect_caller_outside((member for stage in stages for member in stage.members.values()), action, hint)
-
-    def _expect_caller_outside(self, members: Iterable[Member], action: str, hint: str) -> None:
-        caller = inside_member.get()
-        if any(caller is member for member in members):
-            assert caller is not None
-            expected, actual = "called from outside of what it stops", f"called from {caller.name!r}"
-            raise StateError(action=action, expected=expected, actual=actual, hint=hint)
-
-    def _expect_ended(self, stages: Iterable[Stage], action: str) -> None:
-        for stage in stages:
-            reports = [member.report() for member in stage.members.values()]
-            if stuck := [report for report in reports if report.outcome == "stuck"]:
-                names = ", ".join(f"{stage.name}.{report.name}" for report in stuck)
-                raise StuckError(member=names, where=tuple(frame for report in stuck for frame in report.frames))
-            if not stage.has_ended:
-                left = [member.name for member in stage.members.values() if not member.done.is_set()]
-                actual = f"left with {', '.join(left) or stage.name} still running"
-                raise StateError(action=action, expected="wholly stopped", actual=actual)
-
     def _move(self, to: ManagerState, action: str) -> None:
         if to not in LEGAL_MOVES[self._state]:
             allowed = " or ".join(state.value for state in LEGAL_MOVES if to in LEGAL_MOVES[state])
             raise StateError(action=action, expected=allowed, actual=self._state.value)
         self._state = to
-
-
-def _split(left: float, stages: Sequence[Stage]) -> tuple[float, float]:
-    """Return how much of the time that is *left* for *stages* the first has for its grace, and then to be cancelled.
-
-    The hard times of all of them come first; where not even these fit, each gets its share.
-    """
-    hard = sum(stage.hard_timeout for stage in stages)
-    share = min(1.0, max(0.0, left) / hard) if hard > 0 else 1.0
-    return max(0.0, left - hard), share * stages[0].hard_timeout

@@ -10,13 +10,13 @@ its task has nothing left to do; once it was asked to stop, no life begins.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, Protocol
 
 import trio
 
-from trio_daq.errors import StoppingError
+from trio_daq.errors import StateError, StoppingError
 from trio_daq.lifecycle.report import MemberReport, Outcome
 from trio_daq.lifecycle.supervision import Fail, Restart, Supervision, Supervisor
 from trio_daq.sharing import acting_as
@@ -277,6 +277,19 @@ class _Started:
         if not self.told:
             self.told = True
             self._task_status.started()
+
+
+def expect_outside(members: Iterable[Member], action: str, hint: str) -> None:
+    """Refuse what would make the member that asks for it wait for its own end.
+
+    Raises:
+        StateError: If one of *members* is the caller.
+    """
+    caller = inside_member.get()
+    if any(caller is member for member in members):
+        assert caller is not None
+        expected, actual = "called from outside of what it stops", f"called from {caller.name!r}"
+        raise StateError(action=action, expected=expected, actual=actual, hint=hint)
 
 
 async def _first(*events: trio.Event) -> None:

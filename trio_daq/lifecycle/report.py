@@ -8,6 +8,12 @@ import attrs
 
 from trio_daq.sharing import SafeStateResult
 
+EXIT_STUCK = 3
+"""Exit code of a process that had to be ended around a stuck member."""
+
+EXIT_UNSAFE = 4
+"""Exit code of a process that may have left a line in another state than its safe one."""
+
 Outcome = Literal["running", "restarting", "ended", "drained", "cancelled", "stuck", "failed"]
 """``restarting`` between two lives, ``ended`` by itself before the stop, ``drained`` within its grace, ``cancelled``
 after it, ``stuck`` despite that."""
@@ -102,6 +108,11 @@ class ShutdownReport:
     def failed(self) -> tuple[MemberReport, ...]:
         """Members that ended with an error."""
         return tuple(member for stage in self.stages for member in stage.members if member.outcome == "failed")
+
+    @property
+    def exit_code(self) -> int:
+        """What a program that ended so tells its parent, unless a signal had stopped it: 0, 1, 3 or 4."""
+        return EXIT_UNSAFE if self.unsafe else EXIT_STUCK if self.stuck else 1 if self.failed else 0
 
     def __str__(self) -> str:
         lines = [f"stopped in {self.seconds:.2f} s of {self.timeout:g} s: {self.reason}"]

@@ -15,7 +15,7 @@ import trio
 from trio_daq.config import DualConfig
 from trio_daq.errors import StartError
 from trio_daq.lifecycle.dual import DualRuntimeManager
-from trio_daq.lifecycle.manager import EXIT_STUCK, EXIT_UNSAFE, Manager
+from trio_daq.lifecycle.manager import Manager
 from trio_daq.lifecycle.report import ShutdownReport
 
 if TYPE_CHECKING:
@@ -92,13 +92,9 @@ async def run_lab(
     report = manager.report
     if report is None:  # nothing was opened
         _dismiss(guardians)
-    elif report.unsafe:
-        return EXIT_UNSAFE
-    if caught:
+    if caught and (report is None or not report.unsafe):
         return 128 + caught[0]
-    if report is None:
-        return 0
-    return EXIT_STUCK if report.stuck else 1 if report.failed else 0
+    return 0 if report is None else report.exit_code
 
 
 def _dismiss(guardians: Iterable[Guardian]) -> None:

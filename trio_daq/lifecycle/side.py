@@ -126,6 +126,9 @@ class Side:
             self._status.value = Status.ACTIVE
 
     def _stopped(self) -> None:
+        for member in self.stage.members.values():
+            if not member.done.is_set():  # whoever needs what it has shall not wait for it
+                self._lines.take_back(member.name, "its owner does not end")
         self._populated = False
         self._status.value = Status.INACTIVE
 

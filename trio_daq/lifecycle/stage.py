@@ -15,12 +15,15 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from trio_daq.errors import StoppingError, StuckError
+from trio_daq.errors import StateError, StoppingError, StuckError
 from trio_daq.lifecycle.member import Member
 from trio_daq.lifecycle.report import MemberReport, StageReport
 from trio_daq.sharing import ServiceNursery
 
 _log = logging.getLogger("trio_daq.lifecycle")
+
+_START_TIMEOUT = 30.0
+"""Seconds that its first members may take to start."""
 
 
 class Stage:
@@ -77,12 +80,41 @@ class Stage:
         """Whether nothing of it runs, be it a stuck member."""
         return self._ended.is_set()
 
+    def expect_ended(self, action: str) -> None:
+        """Refuse *action* while something of its last life runs.
+
+        Raises:
+            StuckError: If a member of it is stuck.
+            StateError: If it is still being stopped.
+        """
+        reports = [member.report() for member in self.members.values()]
+        if stuck := [report for report in reports if report.outcome == "stuck"]:
+            names = ", ".join(f"{self.name}.{report.name}" for report in stuck)
+            raise StuckError(member=names, where=tuple(frame for report in stuck for frame in report.frames))
+        if not self.has_ended:
+            left = [member.name for member in self.members.values() if not member.done.is_set()]
+            actual = f"left with {', '.join(left) or self.name} still running"
+            raise StateError(action=action, expected="wholly stopped", actual=actual)
+
     def open(self) -> None:
         """Begin a new life, right before `serve`: whoever stops everything from here on stops this stage too."""
         assert self.has_ended
         self.members, self.hurry, self.starting = {}, trio.Event(), None
         self._stopped, self._ended = trio.Event(), trio.Event()
         self._open, self._started = True, False
+
+    async def start_in(self, nursery: trio.Nursery) -> None:
+        """Begin a new life in *nursery*, and wait until its first members are ready.
+
+        Raises:
+            trio.TooSlowError: If they took longer than 30 s.
+            Exception: What the first member to fail raised. `starting` names it.
+        """
+        self.open()
+        with trio.move_on_after(_START_TIMEOUT):
+            await nursery.start(self.serve)
+            return
+        raise trio.TooSlowError(f"it was not ready within {_START_TIMEOUT:g} s")
 
     @trio.lowlevel.enable_ki_protection
     async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:

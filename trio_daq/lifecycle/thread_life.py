@@ -17,9 +17,9 @@ from typing import Any
 import trio
 
 from trio_daq.data import DataDistributor, DataPublisher
-from trio_daq.legacy import DoorHost, SerialDoor, ThreadContext, VisaDoor
+from trio_daq.legacy import DeviceDoor, DoorHost, SerialDoor, ThreadContext, VisaDoor
 from trio_daq.serialport import SharedSerialPort
-from trio_daq.sharing import ServiceNursery, WorkerThread
+from trio_daq.sharing import ServiceNursery, SharedDevice, WorkerThread
 from trio_daq.visa import VisaSessionManager
 
 _END_TIMEOUT = 0.5
@@ -151,6 +151,8 @@ def _as_door(host: DoorHost, value: Any) -> Any:
         return SerialDoor(host, value)
     if isinstance(value, VisaSessionManager):
         return VisaDoor(host, value)
+    if isinstance(value, SharedDevice):
+        return DeviceDoor(host, value)
     if isinstance(value, tuple):
         return tuple(_as_door(host, item) for item in value)
     return value

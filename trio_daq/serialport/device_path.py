@@ -101,6 +101,17 @@ def choose_device(path: str, ports: Iterable[ListPortInfo]) -> str:
     raise LineOpenError(resource=path, reason=reason, hint=hint)
 
 
+def usb_path(port: ListPortInfo, ports: Iterable[ListPortInfo]) -> str | None:
+    """Return the ``usb:`` path that means *port* alone among *ports*, None if there is none."""
+    if not _is_usb(port):
+        return None
+    path = f"usb:{port.vid:04x}:{port.pid:04x}"
+    if port.serial_number:
+        path += f":{printable(port.serial_number)}"
+    adapter = parse_usb_path(path)
+    return path if adapter is not None and sum(map(adapter.is_at, filter(_is_usb, ports))) == 1 else None
+
+
 def _is_usb(port: ListPortInfo) -> bool:
     return port.vid is not None and port.pid is not None
 
@@ -112,10 +123,6 @@ def _listed(shown: list[ListPortInfo], usb_ports: list[ListPortInfo]) -> str:
 def _name(port: ListPortInfo, usb_ports: list[ListPortInfo]) -> str:
     """Return the ``usb:`` path that means this port alone; if there is none, its device and where it is plugged in."""
     device = printable(port.device)
-    path = f"usb:{port.vid:04x}:{port.pid:04x}"
-    if port.serial_number:
-        path += f":{printable(port.serial_number)}"
-    adapter = parse_usb_path(path)
-    if adapter is not None and sum(map(adapter.is_at, usb_ports)) == 1:
+    if (path := usb_path(port, usb_ports)) is not None:
         return f"{path} (now {device})"
     return f"{device} (USB socket {printable(port.location)}; see /dev/serial/by-path)" if port.location else device

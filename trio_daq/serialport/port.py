@@ -160,14 +160,18 @@ class SharedSerialPort:
         return PortAcquisition(self, self._lease.hold(owner, timeout), station)
 
     @trio.lowlevel.enable_ki_protection
-    def revoke(self, reason: str) -> str | None:
+    def revoke(self, reason: str, member: str | None = None) -> str | None:
         """Take the port back from its owner and give it to the next in line; return who had it, None if nobody.
 
         Whatever the owner's guard is asked for from now on, and what it waits for now, raises `LeaseRevokedError`; the
         exchange counts as unfinished. An owner for whom the line is still being made ready has nothing yet that could
         be taken: their own deadline ends that.
+
+        Args:
+            reason: For the log and the owner's error.
+            member: Only if a task of this member of the lab has it, under whatever name; None for whoever has it.
         """
-        return self._lease.revoke(reason) if self._lease.is_revocable else None
+        return self._lease.revoke(reason, member) if self._lease.is_revocable else None
 
     @trio.lowlevel.enable_ki_protection
     async def make_safe(self, timeout: float = SAFE_TIMEOUT) -> SafeStateResult:

@@ -11,6 +11,7 @@ from trio_daq.sharing.owner import acting_as, current_agent, on_behalf_of, owner
 from trio_daq.sharing.safe_talk import SafeStateResult, SafeTalk
 from trio_daq.sharing.service_nursery import ServiceNursery
 from trio_daq.sharing.several import Acquirable, acquire_all
+from trio_daq.sharing.shared_device import SharedDevice
 from trio_daq.sharing.wait_graph import Agent, Holder, LineKind, forget_waiting, note_waiting
 from trio_daq.sharing.worker_thread import WorkerThread
 
@@ -31,6 +32,7 @@ __all__ = [
     "SafeStateResult",
     "SafeTalk",
     "ServiceNursery",
+    "SharedDevice",
     "WorkerThread",
     "acquire_all",
     "acting_as",

@@ -26,7 +26,7 @@ from trio_daq.sharing.alarms import Alarm
 from trio_daq.sharing.deadlines import checked_timeout
 from trio_daq.sharing.histogram import Histogram
 from trio_daq.sharing.interrupts import NOT_SWALLOWED, Done
-from trio_daq.sharing.owner import current_agent, owner_name
+from trio_daq.sharing.owner import current_agent, member_of, owner_name
 from trio_daq.sharing.wait_graph import (
     Agent,
     LineKind,
@@ -168,13 +168,17 @@ class Lease:
         return self._held is not None and self._held.on_revoked is not None
 
     @trio.lowlevel.enable_ki_protection
-    def revoke(self, reason: str) -> str | None:
+    def revoke(self, reason: str, member: str | None = None) -> str | None:
         """Take the lease back from its holder and give it to the next in line; return who had it.
 
         What the holder does with its claim from now on raises `LeaseRevokedError`.
+
+        Args:
+            reason: For the log and the holder's error.
+            member: Only if a task of this member of the lab has it, under whatever name; None for whoever has it.
         """
         claim = self._held
-        if claim is None:
+        if claim is None or member not in (None, claim.owner, member_of(claim.task)):
             return None
         self._take_back(claim, reason)
         return claim.owner

@@ -25,6 +25,11 @@ def acting_as(member: str) -> Iterator[None]:
         _member.reset(token)
 
 
+def member_of(task: trio.lowlevel.Task) -> str | None:
+    """Return the member of a lab that *task* acts as, None if it acts as none."""
+    return task.context.get(_member)
+
+
 def owner_name(given: str | None) -> str:
     """Return *given*, else the id of the member that runs, else the name of the task.
 

@@ -39,6 +39,8 @@ def canonical_resource(name: str) -> str:
         board = re.sub(r"(?<=[A-Z])0+(?=[0-9])", "", board)
     if board.startswith("TCPIP"):
         places = [place.lower().removesuffix(_DEFAULT_PORT) for place in places]
+        if places[0] == "localhost":
+            places[0] = "127.0.0.1"
     is_usb = board.startswith("USB")
     places = [_plain(place, is_text=is_usb and at == _USB_SERIAL_NUMBER) for at, place in enumerate(places)]
     return "::".join((board, *places, kind))

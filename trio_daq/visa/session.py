@@ -146,12 +146,13 @@ class VisaSessionManager(CommandVerbs):
 
         Args:
             owner: Who wants it; the member's id or the task's name if omitted. Its commands bear that name.
-            timeout: Seconds to wait for it, None for the session's own.
+            timeout: Seconds to wait for it, None for the session's own; 0 does not wait for others.
             max_hold: Seconds after which it is taken back and its block cancelled; None for the session's own.
 
         Raises:
             SessionClosedError: If the session is not open.
             CommandTimeoutError: On entering, if its turn did not come in time.
+            PortBusyError: On entering, if *timeout* is 0 and others have it or wait for it.
             DeadlockError: On entering, if the task would have to wait for itself.
             LeaseRevokedError: On leaving, if it was held for too long.
         """
@@ -161,13 +162,17 @@ class VisaSessionManager(CommandVerbs):
         return Transaction(self, self._opened, self.config, name, seconds, hold)
 
     @trio.lowlevel.enable_ki_protection
-    def revoke(self, reason: str) -> str | None:
+    def revoke(self, reason: str, member: str | None = None) -> str | None:
         """End the transaction that is open, if one is, and return whose it was.
 
         What its owner asks for in it from now on, and what they wait for now, raises `LeaseRevokedError`.
+
+        Args:
+            reason: For the log and the owner's error.
+            member: Only if a task of this member of the lab has it, under whatever name; None for whoever has it.
         """
         link = self._link
-        return link.lease.revoke(reason) if link is not None and link.lease.is_revocable else None
+        return link.lease.revoke(reason, member) if link is not None and link.lease.is_revocable else None
 
     def acquire(self, owner: str | None = None, timeout: float | None = None) -> Transaction:
         """Return a `transaction`, under the name that `acquire_all` knows."""

@@ -14,7 +14,7 @@ from typing import Self
 
 import trio
 
-from trio_daq.errors import DaqError, GuardReleasedError
+from trio_daq.errors import DaqError, GuardReleasedError, PortBusyError
 from trio_daq.sharing import Claim, Done, owner_name
 from trio_daq.visa.lane import Lane
 from trio_daq.visa.link import VisaLink
@@ -64,7 +64,10 @@ class Transaction(CommandVerbs):
     async def __aenter__(self) -> Self:
         await trio.lowlevel.checkpoint_if_cancelled()
         _, link = self._opened(self.owner)
-        turn = Order(link, (), ("a transaction",), self.owner, self._timeout, work=self._begin, patron=self._patron)
+        if self._timeout == 0:
+            self._expect_free(link)
+        patience = self._timeout or self.config.timeout  # free, it is still the worker who begins it
+        turn = Order(link, (), ("a transaction",), self.owner, patience, work=self._begin, patron=self._patron)
         link.queue.put(turn)
         self._lane.ring()
         await turn.wait(abandon=True)
@@ -89,6 +92,20 @@ class Transaction(CommandVerbs):
             return self._claim.__aexit__(kind, error, traceback)
         finally:
             self._end()
+
+    def _expect_free(self, link: VisaLink) -> None:
+        """Refuse what would have to wait, for an owner who does not want to."""
+        holder, held_for = link.lease.holder, link.lease.held_for
+        if holder is None and link.in_flight is not None:
+            holder, held_for = link.in_flight.owner, trio.current_time() - link.begun_at
+        if holder is not None or link.queue:
+            raise PortBusyError(
+                resource=link.resource,
+                wanted_by=self.owner,
+                held_by=holder,
+                held_for=held_for,
+                waiting=len(link.queue),
+            )
 
     async def _begin(self, _: Order) -> Replies:
         self._epoch = self._link.epoch

@@ -68,7 +68,7 @@ class World:
 class Virtual(World):
     """One on a virtual clock. It takes milliseconds."""
 
-    limit = 3.0
+    limit = 10.0
 
     def __init__(self) -> None:
         super().__init__()

@@ -120,8 +120,8 @@ def test_what_is_done_to_the_end_outlives_interrupts_and_cancellation():
 
 
 def interrupted_at_any_moment(make):
-    """Run ``make()``, which returns an async function and a check, and interrupt it at a random moment; return how
-    often the check found something, or something else than KeyboardInterrupt came out."""
+    """Return what was wrong when programs were interrupted at a random moment. ``make()`` returns three functions: what
+    to do first, what to do then in several tasks, and a check."""
     chance = random.Random(1)
     bad = []
 
@@ -133,9 +133,10 @@ def interrupted_at_any_moment(make):
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         for _ in range(STORM):
-            use, check = make()
+            prepare, use, check = make()
 
-            async def main(use=use):
+            async def main(prepare=prepare, use=use):
+                await prepare()
                 async with trio.open_nursery() as nursery:
                     for number in range(2):
                         nursery.start_soon(use, name=f"task {number}")
@@ -167,11 +168,11 @@ def a_lease():
             async with lease.hold(timeout=60):
                 pass
 
-    return use, lambda: lease.holder is None and not lease._waiting
+    return trio.lowlevel.checkpoint, use, lambda: lease.holder is None and not lease._waiting
 
 
 def ports(*numbers):
-    config = SerialPortConfig(path="memory", quiet_time=0.0001, trace=False)
+    config = SerialPortConfig(path="memory", quiet_time=0.01, trace=False)
     return [
         SharedSerialPort(attrs.evolve(config, path=f"memory {number}"), MemoryLine(10**6).open_stream)
         for number in numbers
@@ -186,18 +187,22 @@ def a_port():
             async with port.acquire(timeout=60) as guard:
                 await guard.write_only(b"hello\n")
 
-    return use, lambda: port.current_owner() is None
+    return port.recover, use, lambda: port.current_owner() is None
 
 
 def several_ports():
     both = ports(1, 2)
+
+    async def recover():
+        for port in both:
+            await port.recover()
 
     async def use():
         while True:
             async with acquire_all(*both, timeout=60):
                 pass
 
-    return use, lambda: all(port.current_owner() is None for port in both)
+    return recover, use, lambda: all(port.current_owner() is None for port in both)
 
 
 @pytest.mark.parametrize("make", [a_lease, a_port, several_ports])

@@ -196,11 +196,12 @@ def _run(make: Callable[[], World], tracer: _Tracer) -> tuple[World, BaseExcepti
         run_vars.append(registry._entries())
         await world.main()
 
-    with _judging(trouble), _limited(trouble, world.limit):
+    with _judging(trouble):
         trio_run._r.seed(7)
         sys.settrace(tracer)
         try:
-            trio.run(main, clock=world.clock)
+            with _limited(trouble, world.limit):
+                trio.run(main, clock=world.clock)
         except BaseException as caught:
             error = caught
         finally:
@@ -268,23 +269,32 @@ def _judging(trouble: list[str]) -> Iterator[None]:
         sys.unraisablehook = before
 
 
+class _HangsError(BaseException):
+    """Raised in a run that hangs, again and again until it ends: somebody may catch it."""
+
+
 @contextmanager
 def _limited(trouble: list[str], seconds: float) -> Iterator[None]:
     """End a run that hangs."""
 
+    running = [True]
+
     def end(*_: object) -> None:
-        trouble.append("the run hangs")
-        raise TimeoutError("the run hangs")
+        if running:
+            if "the run hangs" not in trouble:
+                trouble.append("the run hangs")
+            raise _HangsError
 
     before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.05)
     faulthandler.dump_traceback_later(5 * seconds, exit=True)
     try:
         yield
     finally:
-        faulthandler.cancel_dump_traceback_later()
+        running.clear()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        faulthandler.cancel_dump_traceback_later()
 
 
 @contextmanager

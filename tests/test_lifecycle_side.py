@@ -215,7 +215,7 @@ async def test_a_fault_in_one_side_leaves_the_other_well(autojump_clock):
         assert (manager.is_v2_healthy(), manager.is_v4_healthy()) == (False, True)
         with pytest.raises(UnhealthyError) as caught:
             await manager.check_health()
-        assert caught.value.report.problems == ("v2.unplugged failed: OSError: unplugged",)
+        assert [str(one) for one in caught.value.report.problems] == ["v2.unplugged failed: OSError: unplugged"]
         assert manager.state is ManagerState.RUNNING
         assert not sibling.done.is_set()
         assert await ref.ask(Add(1), timeout=1) == 1

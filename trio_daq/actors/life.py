@@ -16,7 +16,7 @@ import trio
 
 from trio_daq.actors.envelope import Envelope
 from trio_daq.errors import ActorStoppedError, MailboxFullError, is_bug
-from trio_daq.sharing import checked_timeout, current_agent, interruptible
+from trio_daq.sharing import checked_timeout, current_agent, current_pulse, interruptible
 
 if TYPE_CHECKING:
     from trio_daq.actors.actor import Actor
@@ -41,18 +41,20 @@ class Life:
         owner: The name of the actor.
         resource: How errors name its mailbox.
         task: The task that lives it.
+        pulse: Where it shows signs of life, if somebody waits for them. Without a message to handle it owes none.
         agent: On whose behalf.
         depth: How many nurseries are open outside of its handlers.
         nursery: Where its timers run, while it has any.
     """
 
-    __slots__ = ("_cell", "_mailbox", "agent", "depth", "nursery", "owner", "resource", "task")
+    __slots__ = ("_cell", "_mailbox", "agent", "depth", "nursery", "owner", "pulse", "resource", "task")
 
     def __init__(self, cell: ActorCell[Any], mailbox: Mailbox[Envelope]) -> None:
         self.owner = cell.name
         self.resource = cell.resource
         self.task = trio.lowlevel.current_task()
         self.agent = current_agent() or self.task
+        self.pulse = current_pulse()
         self.depth = len(self.task.child_nurseries)
         self.nursery: trio.Nursery | None = None
         self._cell = cell
@@ -64,13 +66,20 @@ class Life:
         self.depth = len(self.task.child_nurseries)
         await interruptible(actor.on_start)
         task_status.started(self._cell.ref)
+        pulse = self.pulse
+        if pulse is not None:
+            pulse.rest()
         handled_in_a_row = 0
         while True:
             try:
                 envelope = await self._mailbox.get()
             except trio.EndOfChannel:
                 return
+            if pulse is not None:
+                pulse.beat()
             await self._handle(actor, envelope)
+            if pulse is not None:
+                pulse.rest()
             handled_in_a_row = (handled_in_a_row + 1) % _HANDLED_PER_YIELD
             if handled_in_a_row == 0:
                 await trio.lowlevel.checkpoint()

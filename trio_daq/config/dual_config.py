@@ -128,6 +128,10 @@ class MemberConfig:
         on_bug: Whether a bug in it is to ``"stop"`` the lab or to ``"isolate"`` it, so that the others go on.
         escalate: Whether giving it up turns its side to ``"error"``, or is to ``"stop"`` the lab.
         stop_timeout: Seconds it has to stop, None for the `SubsystemConfig.stop_timeout` of its side.
+        heartbeat: Seconds without a sign of life after which it counts as hung, and its side is in error until the
+            next; None if it may be silent. Signs are what it does with its lines, each message that an actor begins
+            and ends, ``publish``, ``wait_stopping`` and ``beat`` of its context. An actor that has nothing to handle
+            owes none.
     """
 
     id: str = attrs.field(validator=_text)
@@ -147,6 +151,7 @@ class MemberConfig:
     )
     escalate: Literal["error", "stop"] = attrs.field(default="error", validator=attrs.validators.in_(("error", "stop")))
     stop_timeout: float | None = attrs.field(default=None, validator=attrs.validators.optional(positive_seconds))
+    heartbeat: float | None = attrs.field(default=None, validator=attrs.validators.optional(positive_seconds))
 
 
 @attrs.frozen(kw_only=True)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import trio
 
 from trio_daq.data import DataPublisher, Reading
+from trio_daq.sharing import beat
 
 
 class DriverContext:
@@ -35,10 +36,19 @@ class DriverContext:
         timeout: float = 5.0,
     ) -> Reading:
         """Publish one value. See `DataPublisher.publish`."""
-        return await self._publisher.publish(channel, value, unit, asked_ns=asked_ns, timeout=timeout)
+        beat()
+        reading = await self._publisher.publish(channel, value, unit, asked_ns=asked_ns, timeout=timeout)
+        beat()
+        return reading
+
+    def beat(self) -> None:
+        """Show a sign of life, where there is nothing else that counts as one. See ``MemberConfig.heartbeat``."""
+        beat()
 
     async def wait_stopping(self, timeout: float) -> bool:
         """Sleep for *timeout* seconds, or until the member is to stop; return whether it is."""
+        beat()
         with trio.move_on_after(timeout):
             await self.stopping.wait()
+        beat()
         return self.stopping.is_set()

@@ -47,7 +47,14 @@ class ThreadContext:
 
     def wait_stopping(self, timeout: float) -> bool:
         """Sleep for *timeout* seconds, or until the member is to stop; return whether it is."""
-        return self.stopping.wait(timeout)
+        self.beat()
+        is_stopping = self.stopping.wait(timeout)
+        self.beat()
+        return is_stopping
+
+    def beat(self) -> None:
+        """Show a sign of life, where there is nothing else that counts as one. See ``MemberConfig.heartbeat``."""
+        self._host.beat()
 
 
 class _StopEvent(threading.Event):

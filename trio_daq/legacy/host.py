@@ -22,7 +22,7 @@ import attrs
 import trio
 
 from trio_daq.errors import DoorClosedError, DoorInterruptedError, Sent, StateError
-from trio_daq.sharing import acting_as, on_behalf_of
+from trio_daq.sharing import Pulse, acting_as, current_pulse, living_by, on_behalf_of
 
 _MARGIN = 10.0
 """Seconds that a thread waits beyond the deadline of its job before it takes the event loop for dead."""
@@ -86,6 +86,7 @@ class DoorHost:
         self._nursery: trio.Nursery | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         self._trio_thread: int | None = None
+        self._pulse: Pulse | None = None
         self._threads: set[threading.Thread] = set()
         self._untold: set[threading.Thread] = set()
         self._in_flight: set[_Call] = set()
@@ -97,12 +98,14 @@ class DoorHost:
         """Serve until cancelled. After that every call through a door raises `DoorClosedError`."""
         self._token = trio.lowlevel.current_trio_token()
         self._trio_thread = threading.get_ident()
+        self._pulse = current_pulse()
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
                 task_status.started()
                 await trio.sleep_forever()
             finally:
+                self._pulse = None
                 self._nursery = None  # before the nursery closes: to start a task in a closed one would be our bug
 
     def interrupt(self) -> None:
@@ -211,7 +214,8 @@ class DoorHost:
             else:
                 if interruption is not None:
                     self._in_flight.add(call)
-                with on_behalf_of(thread), acting_as(self.owner):
+                self._beat()
+                with on_behalf_of(thread), acting_as(self.owner), living_by(self._pulse):
                     self._nursery.start_soon(run, name=f"door of {self.owner} to {resource}")
 
         try:
@@ -236,10 +240,20 @@ class DoorHost:
             with contextlib.suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(note)
 
+    def beat(self) -> None:
+        """Show a sign of life of the member. Called in any thread."""
+        if self._token is not None and self._pulse is not None:
+            with contextlib.suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._beat, idempotent=True)
+
     def closed(self, resource: str, sent: Sent = "no", reason: str | None = None) -> DoorClosedError:
         """Return the error of a call that comes too late, or that was cut off."""
         reason = reason or "its part of the lab is stopping"
         return DoorClosedError(resource=resource, owner=self.owner, reason=reason, sent=sent)
+
+    def _beat(self) -> None:
+        if self._pulse is not None:
+            self._pulse.beat()
 
     def _interrupt(self, call: _Call, sent: Sent) -> Exception:
         assert call.interruption is not None

@@ -2,7 +2,7 @@
 
 from trio_daq.lifecycle.devices import Device
 from trio_daq.lifecycle.dual import DualRuntimeManager, LabSnapshot
-from trio_daq.lifecycle.health import HealthReport
+from trio_daq.lifecycle.health import HealthEvent, HealthProblem, HealthReport, HealthStatus, Severity
 from trio_daq.lifecycle.lines import LineSnapshot
 from trio_daq.lifecycle.manager import Manager
 from trio_daq.lifecycle.member import Member
@@ -26,7 +26,10 @@ __all__ = [
     "EXIT_UNSAFE",
     "Device",
     "DualRuntimeManager",
+    "HealthEvent",
+    "HealthProblem",
     "HealthReport",
+    "HealthStatus",
     "LabSnapshot",
     "LineSnapshot",
     "Manager",
@@ -34,6 +37,7 @@ __all__ = [
     "Member",
     "MemberReport",
     "SafeStateReport",
+    "Severity",
     "ShutdownReport",
     "Stage",
     "StageReport",

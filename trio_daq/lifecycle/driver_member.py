@@ -88,6 +88,7 @@ def thread_member(
         stop_timeout=stop_timeout,
         supervision=supervision,
         abandoned_threads=lives.abandoned_threads,
+        frames=lives.frames,
     )
 
 

@@ -7,16 +7,19 @@ stopping are the `Manager`'s; here is what the stages hold.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Any, Literal, TypeVar
+from contextlib import AbstractContextManager
+from types import MappingProxyType, TracebackType
+from typing import Any, Literal, Self, TypeVar
 
 import attrs
+import trio
 
 from trio_daq.config import DualConfig, check_drivers
 from trio_daq.data import DataDistributor
 from trio_daq.errors import StateError, UnhealthyError
+from trio_daq.lifecycle.checkup import check_up
 from trio_daq.lifecycle.devices import Device, DeviceList
-from trio_daq.lifecycle.health import HealthReport
+from trio_daq.lifecycle.health import HealthEvent, HealthHistory, HealthReport
 from trio_daq.lifecycle.lines import Lines, LineSnapshot, unknown_name
 from trio_daq.lifecycle.manager import Manager
 from trio_daq.lifecycle.member import Member, expect_outside
@@ -25,6 +28,7 @@ from trio_daq.lifecycle.report import MemberReport, SafeStateReport, ShutdownRep
 from trio_daq.lifecycle.safe_state import SafeStates
 from trio_daq.lifecycle.side import Side, V2Side, V4Side
 from trio_daq.lifecycle.stage import Stage
+from trio_daq.lifecycle.stall import Stall, StallWatch
 from trio_daq.lifecycle.state import ManagerState, Status
 from trio_daq.recording import Recorder, RecorderStatistics
 from trio_daq.serialport import SharedSerialPort
@@ -89,21 +93,29 @@ class DualRuntimeManager(Manager):
         self.config = config
         self.distributor = DataDistributor()
         self.recorder: Recorder | None = None
-        self._lines = Lines(config)
+        self._health = history = HealthHistory()
+        self._stalls = StallWatch(self._note_stall)
+        self._lines = Lines(config, history.note)
         self._devices = DeviceList(self._lines)
         self._safe = safe = SafeStates(config, self._lines)
-        self.v2 = V2Side(
-            "v2", config.v2, self._lines, self.distributor, config.folder, self._member_failed, safe.after_life_of
+        for_sides = (
+            self._lines,
+            self.distributor,
+            config.folder,
+            self._member_failed,
+            safe.after_life_of,
+            history.note,
         )
-        self.v4 = V4Side(
-            "v4", config.v4, self._lines, self.distributor, config.folder, self._member_failed, safe.after_life_of
-        )
-        hardware = Stage("hardware", self._lines.populate, self._member_failed, stop_timeout=3.0)
+        self.v2 = V2Side("v2", config.v2, *for_sides)
+        self.v4 = V4Side("v4", config.v4, *for_sides)
+        hardware = Stage("hardware", self._lines.populate, self._member_failed, note=history.note, stop_timeout=3.0)
         # Its seconds are hard ones, so that neither a short budget nor a second signal cuts them.
-        made_safe = Stage("safe state", safe.populate, self._member_failed, hard_timeout=safe.seconds)
+        made_safe = Stage(
+            "safe state", safe.populate, self._member_failed, note=history.note, hard_timeout=safe.seconds
+        )
         super().__init__(
             (
-                Stage("recording", self._populate_recording, self._recording_failed),
+                Stage("recording", self._populate_recording, self._recording_failed, note=history.note),
                 hardware,
                 *((made_safe,) if safe.seconds else ()),
                 self.v2.stage,
@@ -116,6 +128,19 @@ class DualRuntimeManager(Manager):
             on_report=on_report,
             safe_states=safe.reports,
         )
+
+    async def __aenter__(self) -> Self:
+        await super().__aenter__()
+        self._stalls.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        try:
+            return await super().__aexit__(kind, error, traceback)
+        finally:
+            self._stalls.stop()
 
     @property
     def serial(self) -> Mapping[str, SharedSerialPort]:
@@ -205,27 +230,35 @@ class DualRuntimeManager(Manager):
         return self.v4.status
 
     def is_v2_healthy(self) -> bool:
-        """Return whether V2 has no failed member. A side that is off is healthy."""
+        """Return whether no member of V2 has failed, hangs or does not end. A side that is off is healthy."""
         return self.v2.status is not Status.ERROR
 
     def is_v4_healthy(self) -> bool:
-        """Return whether V4 has no failed member. A side that is off is healthy."""
+        """Return whether no member of V4 has failed, hangs or does not end. A side that is off is healthy."""
         return self.v4.status is not Status.ERROR
 
     async def check_health(self) -> HealthReport:
-        """Return a report of a lab that is well.
+        """Return how the lab is, if it measures: a degraded one has warnings in its report.
 
         Raises:
-            UnhealthyError: If it is not; its ``report`` says what is wrong.
+            UnhealthyError: If something is in error, or the lab does not run; its ``report`` says what.
         """
-        problems = [*self.v2.problems(), *self.v4.problems()]
-        problems += [f"{line.name} is {line.state}" for line in self._lines.snapshot() if line.state in _ILL]
-        if self.state is not ManagerState.RUNNING:
-            problems.append(f"the lab is {self.state.value}")
-        report = HealthReport(tuple(problems))
+        report = check_up(self.state, self._stages, self._lines, self._stalls.last)
         if not report.healthy:
             raise UnhealthyError(report=report)
         return report
+
+    def health_history(self) -> tuple[HealthEvent, ...]:
+        """Return the last 1000 events, oldest first: starts and ends, failures, silences, lost lines, stalls."""
+        return self._health.events()
+
+    def watch_health(self, room: int = 100) -> AbstractContextManager[trio.MemoryReceiveChannel[HealthEvent]]:
+        """Return a ``with`` block that gives the events of `health_history` as they come.
+
+        Args:
+            room: Events that may wait to be received; beyond that the oldest are lost.
+        """
+        return self._health.watch(room)
 
     async def start_v2(self) -> None:
         """Start V2 again after `stop_v2`. Does nothing if it runs.
@@ -328,5 +361,6 @@ class DualRuntimeManager(Manager):
         self._member_failed(stage, member)
         self.request_shutdown("the recorder failed", member.error)
 
-
-_ILL = ("lost", "unusable")
+    def _note_stall(self, stall: Stall) -> None:
+        text = f"stood still for {stall.seconds:.2f} s, while {stall.who} was at {stall.where}"
+        self._health.note("the event loop", "warning", text)

@@ -15,6 +15,8 @@ import trio
 
 from trio_daq.config import DualConfig
 from trio_daq.errors import UnknownNameError
+from trio_daq.lifecycle.health import Note
+from trio_daq.lifecycle.line_health import watch_port, watch_session
 from trio_daq.lifecycle.member import Member
 from trio_daq.lifecycle.stage import Stage
 from trio_daq.serialport import SharedSerialPort
@@ -58,14 +60,19 @@ class _Revocable(Protocol):
 class Lines:
     """All lines of a lab.
 
+    Args:
+        config: Which they are.
+        note: Takes down what happens to them.
+
     Attributes:
         serial: Ports by name.
         visa: Sessions by name.
         devices: Shared devices by name.
     """
 
-    def __init__(self, config: DualConfig) -> None:
+    def __init__(self, config: DualConfig, note: Note = lambda *_: None) -> None:
         self._config = config
+        self._note = note
         self.serial: dict[str, SharedSerialPort] = {}
         self.visa: dict[str, VisaSessionManager] = {}
         self.devices: dict[str, SharedDevice[Any]] = {}
@@ -148,6 +155,10 @@ class Lines:
     def _renew(self) -> None:
         self.serial = {name: SharedSerialPort(config) for name, config in self._config.serial.items()}
         self.visa = {name: VisaSessionManager(config) for name, config in self._config.visa.items()}
+        for name, port in self.serial.items():
+            watch_port(f"serial.{name}", port, self._note)
+        for name, session in self.visa.items():
+            watch_session(f"visa.{name}", session, self._note)
 
 
 def _port_member(name: str, port: SharedSerialPort) -> Member:

@@ -17,9 +17,11 @@ from typing import Any, Protocol
 import trio
 
 from trio_daq.errors import StateError, StoppingError
+from trio_daq.lifecycle.health import Severity
 from trio_daq.lifecycle.report import MemberReport, Outcome
 from trio_daq.lifecycle.supervision import Fail, Restart, Supervision, Supervisor
-from trio_daq.sharing import acting_as
+from trio_daq.lifecycle.whereabouts import Frame, frames_of_task, tell_place
+from trio_daq.sharing import Pulse, acting_as, living_by
 
 _log = logging.getLogger("trio_daq.lifecycle")
 
@@ -51,6 +53,7 @@ class Member:
         stop_timeout: Seconds that it has to end by itself; None for those of its stage.
         abandoned_threads: Tells which threads it left behind.
         dropped_messages: Tells how many messages to it nobody handled.
+        frames: Tells where it is, innermost first, if its task does not show that.
 
     Attributes:
         done: Set when it has ended, and no life will follow unless somebody asks for it.
@@ -58,6 +61,7 @@ class Member:
         restarts: How many lives followed the first.
         failure: Why it gets no further life, if that is a failure.
         on_life_ended: Awaited after each life and before the next, shielded, for at most 5 s. Set by its stage.
+        note: Takes down what happens to it. Set by its stage.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class Member:
         stop_timeout: float | None = None,
         abandoned_threads: Callable[[], tuple[str, ...]] = tuple,
         dropped_messages: Callable[[], int] = int,
+        frames: Callable[[], tuple[Frame, ...]] | None = None,
     ) -> None:
         self.name = name
         self.request_stop = request_stop
@@ -79,15 +84,30 @@ class Member:
         self.error: BaseException | None = None
         self.restarts = 0
         self.on_life_ended: Callable[[Member], Awaitable[None]] | None = None
+        self.note: Callable[[Severity, str], object] = lambda _severity, _text: None
         self._serve = serve
         self._request_restart = request_restart
         self._on_end = on_end
         self._supervisor = Supervisor(supervision)
         self._abandoned_threads = abandoned_threads
         self._dropped_messages = dropped_messages
+        self._frames = self._frames_of_task if frames is None else frames
+        self._on_change: Callable[[Member], object] = lambda _: None
+        beat = supervision.heartbeat
+        self._pulse = None if beat is None else Pulse(beat, self._fell_silent, self._came_back)
         self._task: trio.lowlevel.Task | None = None
         self._scope = trio.CancelScope()
         self.prepare(patient=not supervision.required)
+
+    @property
+    def is_hung(self) -> bool:
+        """Whether it lives and has shown no sign of life for longer than its heartbeat."""
+        return self._pulse is not None and self._pulse.is_silent
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it was cancelled and has not ended."""
+        return self._cancelled and not self.done.is_set()
 
     @property
     def is_ready(self) -> bool:
@@ -114,8 +134,10 @@ class Member:
         """Live to the end, as often as the rules have it. Runs as a task of its stage.
 
         An error before it was ready is raised to whoever starts it, a `StoppingError` if it was stopped; later it is
-        kept. *on_change* is told of each life that is ready, and of each end that another life or a failure follows.
+        kept. *on_change* is told of each life that is ready, of each that falls silent or comes back, and of each end
+        that another life or a failure follows.
         """
+        self._on_change = on_change
         self._task = trio.lowlevel.current_task()
         inside_member.set(self)
         status = _Started(self, task_status, on_change)
@@ -127,9 +149,13 @@ class Member:
                 decision = self._supervisor.decide(self._last_error, trio.current_time())
                 if isinstance(decision, Fail) and not (self._will_restart and not decision.stops_lab):
                     self.failure = decision
+                    self.note("error", decision.reason)
                 if not isinstance(decision, Restart) or self._stopping.is_set():
+                    if self.failure is None and not self._stopping.is_set():
+                        self.note("info", "has ended")
                     break
                 _log.warning("%s %s; it is started again in %.2f s", self.name, decision.reason, decision.after)
+                self.note("warning", f"{decision.reason}; it is started again in {decision.after:.2f} s")
                 on_change(self)
                 status.tell()
                 with trio.move_on_after(decision.after):
@@ -162,6 +188,8 @@ class Member:
         else:
             self._will_restart = will_restart and not (self._stopping.is_set() and not self._will_restart)
             self._stopping.set()
+            if self._pulse is not None and not self.is_hung:
+                self._pulse.ignore()  # from here on its stop is what bounds it
             if self._stop_asked_at is None:
                 self._stop_asked_at = trio.current_time()
             if not self._alive or self._ask_to_stop():
@@ -174,6 +202,7 @@ class Member:
                     await self.done.wait()
             if not self.done.is_set():
                 self._will_restart = False  # it was given up; should it end one day, that is for good
+                self.note("error", f"does not end; it is at {tell_place(self._frames())}")
         return self.report()
 
     def trouble(self) -> str | None:
@@ -183,8 +212,20 @@ class Member:
         outcome = self._outcome()
         if outcome == "stuck":
             return "does not end"
+        if self.is_hung and self._pulse is not None:
+            silence = trio.current_time() - self._pulse.last
+            return (
+                f"has shown no sign of life for {silence:.1f} s; it is at {tell_place(self._frames())}; "
+                f"restart_actor({self.name!r}) ends it and starts it again"
+            )
         if outcome == "restarting" and not self._has_started and self._last_error is not None:
             return f"has not started: {type(self._last_error).__name__}: {self._last_error}"
+        return None
+
+    def worry(self) -> str | None:
+        """Say what is not as it should be, though it is no trouble yet, to follow its name."""
+        if self._outcome() == "restarting" and not self._stopping.is_set() and self._last_error is not None:
+            return f"is about to be started again: {type(self._last_error).__name__}: {self._last_error}"
         return None
 
     def report(self) -> MemberReport:
@@ -198,7 +239,7 @@ class Member:
             seconds=ended_at - asked_at if asked_at is not None else 0.0,
             error=self.error,
             restarts=self.restarts,
-            frames=self._frames() if outcome == "stuck" else (),
+            frames=self._stuck_at() if outcome == "stuck" else (),
             abandoned_threads=self._abandoned_threads(),
             dropped_messages=self._dropped_messages(),
         )
@@ -208,7 +249,7 @@ class Member:
         self._ready, self._alive, self._last_error = False, True, None
         self._scope = trio.CancelScope()
         try:
-            with self._scope, acting_as(self.name):
+            with self._scope, acting_as(self.name), living_by(self._pulse):
                 await self._serve(task_status=status)
         except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - the rules say what follows
             self.error = self._last_error = error
@@ -218,6 +259,11 @@ class Member:
             self.error = self._last_error = group
         finally:
             self._alive = False
+            if self._pulse is not None:
+                was_hung = self.is_hung
+                self._pulse.ignore()
+                if was_hung:
+                    self._on_change(self)
             if self.on_life_ended is not None:
                 try:
                     with trio.move_on_after(_AFTERMATH_TIMEOUT, shield=True):
@@ -245,15 +291,24 @@ class Member:
             return "cancelled"
         return "ended" if self._stop_asked_at is None else "drained"
 
-    def _frames(self) -> tuple[str, ...]:
-        if self._task is None:
-            return ()
-        frames = [
-            f"{frame.f_code.co_name} ({frame.f_code.co_filename}:{line})"
-            for frame, line in self._task.iter_await_frames()
-            if frame.f_globals.get("__name__", "").partition(".")[0] != "trio"  # they would hide whose they are
-        ]
-        return tuple(reversed(frames[-5:]))
+    def _fell_silent(self) -> None:
+        trouble = self.trouble()
+        if trouble is not None:
+            _log.error("%s %s", self.name, trouble)
+            self.note("error", trouble)
+        self._on_change(self)
+
+    def _came_back(self) -> None:
+        _log.warning("%s shows signs of life again", self.name)
+        self.note("info", "shows signs of life again")
+        self._on_change(self)
+
+    def _frames_of_task(self) -> tuple[Frame, ...]:
+        return () if self._task is None else frames_of_task(self._task)
+
+    def _stuck_at(self) -> tuple[str, ...]:
+        # Those of Trio would hide whose they are.
+        return tuple(str(frame) for frame in self._frames() if frame.module.partition(".")[0] != "trio")[:5]
 
 
 class _Started:
@@ -268,7 +323,11 @@ class _Started:
         self._on_change = on_change
 
     def started(self, _: object = None) -> None:
-        self._member._ready = self._member._has_started = True
+        member = self._member
+        member.note("info", "has started again" if member._has_started or member.restarts else "has started")
+        member._ready = member._has_started = True
+        if member._pulse is not None:
+            member._pulse.watch()
         self.tell()
         self._on_change(self._member)
 

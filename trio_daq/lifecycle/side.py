@@ -12,7 +12,9 @@ from trio_util import AsyncValue
 from trio_daq.actors import Actor, ActorRef, ActorRegistry
 from trio_daq.config import MemberConfig, ResolvedDriver, SubsystemConfig, resolve_driver
 from trio_daq.data import DataDistributor
+from trio_daq.lifecycle.checkup import stage_problems
 from trio_daq.lifecycle.driver_member import actor_member, task_member, thread_member
+from trio_daq.lifecycle.health import Note
 from trio_daq.lifecycle.lines import Lines
 from trio_daq.lifecycle.member import Member
 from trio_daq.lifecycle.stage import Stage
@@ -35,6 +37,7 @@ class Side:
         folder: Where its drivers are looked for first.
         on_failure: Told of a member that fails and gets no further life.
         on_life_ended: Awaited after each life of a member and before its next. See `Stage`.
+        note: Takes down what happens to it and to its members.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Side:
         folder: Path | None,
         on_failure: Callable[[Stage, Member], object],
         on_life_ended: Callable[[Member], Awaitable[None]] | None = None,
+        note: Note = lambda *_: None,
     ) -> None:
         self.config = config
         self.stage = Stage(
@@ -55,9 +59,11 @@ class Side:
             self._stopped,
             on_change=self._update,
             on_life_ended=on_life_ended,
+            note=note,
             stop_timeout=config.stop_timeout,
         )
         self._populated = False
+        self._note = note
         self._distributor = distributor
         self._actors = ActorRegistry()
         self._lines = lines
@@ -74,15 +80,8 @@ class Side:
         await self._status.wait_value(status)
 
     def problems(self) -> list[str]:
-        """Say what is wrong with its members. Nothing is while it is stopped."""
-        if self.status is Status.INACTIVE:
-            return []
-        name = self.stage.name
-        return [
-            f"{name}.{member.name} {trouble}"
-            for member in self.stage.members.values()
-            if (trouble := member.trouble()) is not None
-        ]
+        """Say which of its members have failed, hang or do not end, and why. Nothing is wrong while it is stopped."""
+        return [str(problem) for problem in stage_problems(self.stage) if problem.severity == "error"]
 
     async def _populate(self, stage: Stage) -> None:
         if not self.config.enabled:
@@ -90,12 +89,17 @@ class Side:
         for member in self.config.instruments:
             await stage.add(self._member(member, resolve_driver(member, self._folder)))
         self._populated = True
+        self._note(stage.name, "info", "has started")
         self._update()
 
     def _member(self, config: MemberConfig, driver: ResolvedDriver) -> Member:
         kwargs = {**self._lines_of(config), **config.options}
         rules = Supervision(
-            restart=config.restart, required=config.required, on_bug=config.on_bug, escalate=config.escalate
+            restart=config.restart,
+            required=config.required,
+            on_bug=config.on_bug,
+            escalate=config.escalate,
+            heartbeat=config.heartbeat,
         )
         if driver.kind == "actor":
             actor_class = cast("type[Actor]", driver.target)
@@ -129,7 +133,12 @@ class Side:
         for member in self.stage.members.values():
             if not member.done.is_set():  # whoever needs what it has shall not wait for it
                 self._lines.take_back(member.name, "its owner does not end")
-        self._populated = False
+        if self._populated:
+            self._populated = False
+            if any(member.is_stuck for member in self.stage.members.values()):
+                self._note(self.stage.name, "error", "was left, with members that do not end")
+            else:
+                self._note(self.stage.name, "info", "has stopped")
         self._status.value = Status.INACTIVE
 
 

@@ -9,6 +9,7 @@ life runs at a time.
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Awaitable, Callable
@@ -16,6 +17,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from trio_daq.errors import StateError, StoppingError, StuckError
+from trio_daq.lifecycle.health import Note, subject_of
 from trio_daq.lifecycle.member import Member
 from trio_daq.lifecycle.report import MemberReport, StageReport
 from trio_daq.sharing import ServiceNursery
@@ -34,8 +36,10 @@ class Stage:
         populate: Adds the first members, by `add`, at each start.
         on_failure: Told of a member that fails after it had started, and gets no further life.
         on_stopped: Told when it was stopped, or did not start.
-        on_change: Told when a member has started, is going to be started again, has failed, or is stuck.
+        on_change: Told when a member has started, is going to be started again, has failed, is stuck, has fallen
+            silent or come back.
         on_life_ended: Awaited after each life of a member and before its next, shielded, for at most 5 s.
+        note: Takes down what happens to its members.
         stop_timeout: Seconds that its members have to end by themselves.
         hard_timeout: Seconds more that they have to end when they are cancelled.
     """
@@ -49,6 +53,7 @@ class Stage:
         *,
         on_change: Callable[[], object] = lambda: None,
         on_life_ended: Callable[[Member], Awaitable[None]] | None = None,
+        note: Note = lambda *_: None,
         stop_timeout: float = 5.0,
         hard_timeout: float = 1.0,
     ) -> None:
@@ -63,6 +68,7 @@ class Stage:
         self._on_stopped = on_stopped
         self._on_change = on_change
         self._on_life_ended = on_life_ended
+        self._note = note
         self._restarting = trio.Lock()
         self._nursery: trio.Nursery | None = None
         self._open = self._started = False
@@ -158,6 +164,7 @@ class Stage:
         self.starting = member.name
         self.members[member.name] = member
         member.on_life_ended = self._on_life_ended
+        member.note = functools.partial(self._note, subject_of(self.name, member.name))
         try:
             await self._nursery.start(member.run, self._changed)
         except BaseException:

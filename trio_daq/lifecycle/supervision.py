@@ -17,6 +17,7 @@ import attrs
 
 from trio_daq.config import RestartPolicy
 from trio_daq.errors import is_bug
+from trio_daq.sharing import positive_seconds
 
 MOST_RESTARTS = 5
 WINDOW = 60.0
@@ -39,12 +40,14 @@ class Supervision:
         required: Whether its first start must succeed. If not, the policy also covers its start.
         on_bug: Whether a bug in it stops the lab, or isolates it: it is failed, and the others go on.
         escalate: Whether a member that is given up turns its side to ``"error"``, or stops the lab.
+        heartbeat: Seconds without a sign of life after which it counts as hung. See ``MemberConfig.heartbeat``.
     """
 
     restart: RestartPolicy = "never"
     required: bool = True
     on_bug: Literal["stop", "isolate"] = "stop"
     escalate: Literal["error", "stop"] = "error"
+    heartbeat: float | None = attrs.field(default=None, validator=attrs.validators.optional(positive_seconds))
 
 
 @attrs.frozen

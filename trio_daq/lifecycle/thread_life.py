@@ -18,6 +18,7 @@ import trio
 
 from trio_daq.data import DataDistributor, DataPublisher
 from trio_daq.legacy import DeviceDoor, DoorHost, SerialDoor, ThreadContext, VisaDoor
+from trio_daq.lifecycle.whereabouts import Frame, frames_of_thread
 from trio_daq.serialport import SharedSerialPort
 from trio_daq.sharing import ServiceNursery, SharedDevice, WorkerThread
 from trio_daq.visa import VisaSessionManager
@@ -70,6 +71,11 @@ class ThreadLives:
     def abandoned_threads(self) -> tuple[str, ...]:
         """Return the names of the threads that were left behind so far."""
         return tuple(dict.fromkeys((*self._worker.abandoned(), *self._abandoned)))
+
+    def frames(self) -> tuple[Frame, ...]:
+        """Return where the thread of the current life is, innermost first."""
+        thread = self._worker.thread
+        return () if thread is None else frames_of_thread(thread.ident)
 
     def _new_life(self) -> _Life:
         host = DoorHost(self._name)

@@ -65,6 +65,7 @@ class SerialLine:
         recoveries: How often it was made clean after something unfinished.
         unmatched: Replies that did not fit the question, and were thrown away.
         stray: Bytes that nobody had asked for and that were thrown away.
+        on_change: Called when the state has changed, but for the end of it.
     """
 
     def __init__(self, config: SerialPortConfig, open_stream: OpenStream) -> None:
@@ -85,6 +86,7 @@ class SerialLine:
         self.recoveries = 0
         self.unmatched = 0
         self.stray = 0
+        self.on_change: Callable[[], object] = lambda: None
         self._stream: ByteStream | None = None
         self._recovery = Recovery(config, self.unsolicited, self.trace)
         self._reopened = False
@@ -149,6 +151,7 @@ class SerialLine:
             self.in_trouble.set()
         if self.state is not before:
             _log.debug("%s: %s, %s -> %s", self.config.path, event.value, before.value, self.state.value)
+            self.on_change()
 
     def catch_up(self, now: float) -> None:
         """Read what came while nobody had the line, and throw it away unless the settings say to keep it.

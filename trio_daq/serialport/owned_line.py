@@ -26,7 +26,7 @@ from trio_daq.errors import (
 )
 from trio_daq.serialport.line import SerialLine
 from trio_daq.serialport.state import LineEvent, LineState
-from trio_daq.sharing import Claim, checked_timeout
+from trio_daq.sharing import Claim, beat, checked_timeout
 
 _T = TypeVar("_T")
 _A = TypeVar("_A")
@@ -204,6 +204,7 @@ class OwnedLine:
         self._patience = max(seconds, line.config.timeout)
         # An alarm, not a cancel scope: that would cost as much as the rest of the exchange.
         line.alarm.set(self._deadline)
+        beat()
         try:
             result = await step(*arguments)
         except trio.BrokenResourceError as error:
@@ -221,6 +222,7 @@ class OwnedLine:
             if claim.alive:  # else the alarm is the next owner's
                 line.alarm.clear()
             self._busy = False
+            beat()
         raise ExchangeTimeoutError(
             resource=line.config.path,
             owner=self.owner,

@@ -114,6 +114,15 @@ class SharedSerialPort:
         return self._line.state
 
     @property
+    def trouble(self) -> str:
+        """Why the line could not be opened, when that was last tried, or why it was lost; empty if it is open."""
+        return self._line.trouble
+
+    def on_change(self, listener: Callable[[], object]) -> None:
+        """Have *listener* called, in the Trio thread, whenever `state` has changed. There is one; the last counts."""
+        self._line.on_change = listener
+
+    @property
     def last_safe_state(self) -> SafeStateResult | None:
         """What became of the last attempt to make it safe, by whomever; None if there was none."""
         return self._emergency.result

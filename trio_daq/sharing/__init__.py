@@ -7,7 +7,8 @@ from trio_daq.sharing.deadlines import checked_timeout, positive_int, positive_s
 from trio_daq.sharing.histogram import Histogram
 from trio_daq.sharing.interrupts import NOT_SWALLOWED, Done, close_and_leave, interruptible, to_the_end
 from trio_daq.sharing.lease import Claim, Lease, LeaseStatistics
-from trio_daq.sharing.owner import acting_as, current_agent, on_behalf_of, owner_name
+from trio_daq.sharing.owner import acting_as, current_agent, member_of, on_behalf_of, owner_name
+from trio_daq.sharing.pulse import Pulse, beat, current_pulse, living_by
 from trio_daq.sharing.safe_talk import SafeStateResult, SafeTalk
 from trio_daq.sharing.service_nursery import ServiceNursery
 from trio_daq.sharing.several import Acquirable, acquire_all
@@ -29,6 +30,7 @@ __all__ = [
     "Lease",
     "LeaseStatistics",
     "LineKind",
+    "Pulse",
     "SafeStateResult",
     "SafeTalk",
     "ServiceNursery",
@@ -36,11 +38,15 @@ __all__ = [
     "WorkerThread",
     "acquire_all",
     "acting_as",
+    "beat",
     "checked_timeout",
     "close_and_leave",
     "current_agent",
+    "current_pulse",
     "forget_waiting",
     "interruptible",
+    "living_by",
+    "member_of",
     "note_waiting",
     "on_behalf_of",
     "owner_name",

@@ -27,6 +27,7 @@ from trio_daq.sharing.deadlines import checked_timeout
 from trio_daq.sharing.histogram import Histogram
 from trio_daq.sharing.interrupts import NOT_SWALLOWED, Done
 from trio_daq.sharing.owner import current_agent, member_of, owner_name
+from trio_daq.sharing.pulse import beat
 from trio_daq.sharing.wait_graph import (
     Agent,
     LineKind,
@@ -427,6 +428,7 @@ class Claim:
         self.agent = current_agent() or task
         self.depth = len(task.child_nurseries)
         self.asked_at = trio.current_time()
+        beat()
         note_order(self)
         known = lease._task_of_owner.get(self.owner)
         if known is None or known() is not task:
@@ -442,6 +444,7 @@ class Claim:
                 await trio.lowlevel.cancel_shielded_checkpoint()
         else:
             await self._wait_in_line()
+            beat()
         if lease._max_hold is not None:
             self.limit_hold(lease._max_hold)
         return self

@@ -26,7 +26,7 @@ def acting_as(member: str) -> Iterator[None]:
 
 
 def member_of(task: trio.lowlevel.Task) -> str | None:
-    """Return the member of a lab that *task* acts as, None if it acts as none."""
+    """Return the member of a lab that *task* acts as, None if it acts as none. For any thread."""
     return task.context.get(_member)
 
 

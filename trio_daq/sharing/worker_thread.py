@@ -73,7 +73,8 @@ class _Life:
         self.last_acts = contextlib.ExitStack()
         self.ended = trio.Event()
         self._token = trio.lowlevel.current_trio_token()
-        threading.Thread(target=self._work, name=name, daemon=True).start()
+        self.thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self.thread.start()
 
     def _work(self) -> None:
         while (call := self.calls.get()) is not None:
@@ -106,6 +107,11 @@ class WorkerThread:
         self._lives = itertools.count(1)
         self._life: _Life | None = None
         self._abandoned: list[str] = []
+
+    @property
+    def thread(self) -> threading.Thread | None:
+        """The thread that calls are made in now, if there is one."""
+        return self._life.thread if self._life is not None else None
 
     @trio.lowlevel.enable_ki_protection
     async def run(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import outcome
@@ -69,8 +70,7 @@ class VisaLink:
 
     Attributes:
         transport: The connection, if there is one.
-        state: ``open``; ``dirty``: a late reply may come; ``lost``: to be opened again; ``unusable``: it could not be
-            made trustworthy; ``parked``: not opened yet, or closed to make room for another session of the bus.
+        listeners: Called when the state has changed, and when an order was taken out of the queue.
         trouble: What is wrong, empty if nothing is.
         last_trouble: What was wrong last.
         epoch: How often it was opened.
@@ -89,7 +89,8 @@ class VisaLink:
         self.canonical = canonical
         self.config = config
         self.transport: Transport | None = None
-        self.state: State = "parked"
+        self.listeners: list[Callable[[], object]] = []
+        self._state: State = "parked"
         self.trouble = self.last_trouble = ""
         self.epoch = 0
         self.lease = Lease(resource, kind=LineKind.VISA)
@@ -108,6 +109,21 @@ class VisaLink:
         self._resync = Resync(canonical, config, self.trace)
         self.attempt = trio.CancelScope()
         self.is_closing = False
+
+    @property
+    def state(self) -> State:
+        """How the connection is.
+
+        ``open``; ``dirty``: a late reply may come; ``lost``: to be opened again; ``unusable``: it could not be made
+        trustworthy; ``parked``: not opened yet, or closed to make room for another session of the bus.
+        """
+        return self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        has_changed, self._state = state != self._state, state
+        if has_changed:
+            self.tell()
 
     # --- what the worker has to know ---------------------------------------------------------------------------------
 
@@ -182,6 +198,7 @@ class VisaLink:
         """Do what *order* asks for, and end it, or put it back if the connection failed before any of it was sent."""
         order.withdraw()
         self.in_flight, self.begun_at, self.is_busy = order, trio.current_time(), True
+        self.tell()
         try:
             replies = await order.work(order)
             if order.queue is None:
@@ -290,6 +307,11 @@ class VisaLink:
         self.is_busy = False
         self.rest.unpark_all()
 
+    def tell(self) -> None:
+        """Tell who listens that the state, or the length of the queue, may have changed."""
+        for listener in self.listeners:
+            listener()
+
     # --- one exchange ------------------------------------------------------------------------------------------------
 
     async def _exchange(self, transport: Transport, order: Order) -> Replies:
@@ -384,8 +406,8 @@ class VisaLink:
             self.state = "dirty"
 
     def _fail(self, state: State, trouble: str, *, pause: bool = True) -> None:
-        self.state = state
         self.trouble = self.last_trouble = trouble
+        self.state = state
         if pause:
             self._backoff.failed()
         _log.warning("%s: %s: %s", self.resource, state, trouble)

@@ -16,7 +16,7 @@ import outcome
 import trio
 
 from trio_daq.errors import CommandCancelledError, DaqError, Sent
-from trio_daq.sharing import Agent, Alarm, Claim, current_agent, forget_waiting, note_waiting
+from trio_daq.sharing import Agent, Alarm, Claim, beat, current_agent, forget_waiting, note_waiting
 from trio_daq.visa.transport import Progress, Request, Transport
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ class Order:
         self._sent: Sent = "no"
         self._waiter: trio.lowlevel.Task | None = None
         self._alarm = Alarm(self.expire)
+        beat()  # it is made in the task of who wants it
 
     @property
     def resource(self) -> str:
@@ -184,6 +185,7 @@ class Order:
             self.link.tally.note_failed(error)
             self.withdraw()
             self.end(outcome.Error(error))
+            self.link.tell()
 
     def expire(self) -> None:
         """End it, since its deadline has come."""
@@ -236,6 +238,7 @@ class Order:
                 return trio.lowlevel.Abort.SUCCEEDED
 
             await trio.lowlevel.wait_task_rescheduled(leave)
+            beat()
         else:
             await trio.lowlevel.checkpoint()
         result = self.result

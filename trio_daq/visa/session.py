@@ -78,14 +78,15 @@ class VisaSessionManager(CommandVerbs):
         self._make_transport = make_transport
         self._lane: Lane | None = None
         self._link: VisaLink | None = None
-        self._is_open = self._is_stopping = self._is_leaving = self._is_closing = False
+        self._is_open = self._is_stopping = self._has_begun_to_close = self._is_closing = False
         self._stopping = trio.Event()
         self._ended = trio.Event()
         self._worker_ended = trio.Event()
         self._work_scope = trio.CancelScope(shield=True)
         self._is_on_duty = False
         self._service: ServiceNursery | None = None
-        self._has_warned = False
+        self._is_crowded = False
+        self._listener: Callable[[], object] = lambda: None
         self.last_safe_state: SafeStateResult | None = None
         """What became of the last `make_safe`, None if there was none."""
 
@@ -100,6 +101,23 @@ class VisaSessionManager(CommandVerbs):
         closed to make room for another session of the bus, and opened when it is needed.
         """
         return self._link.state if self._link is not None and self._is_open else "closed"
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with the connection, empty if nothing is."""
+        return self._link.trouble if self._link is not None and self._is_open else ""
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether ``queue_warning`` commands waited, and more than half of that number have waited ever since."""
+        return self._is_crowded
+
+    def on_change(self, listener: Callable[[], object]) -> None:
+        """Have *listener* called, in the Trio thread, whenever `state` or `is_crowded` may have changed.
+
+        There is one; the last counts.
+        """
+        self._listener = listener
 
     @property
     def order(self) -> tuple[LineKind, str]:
@@ -306,6 +324,7 @@ class VisaSessionManager(CommandVerbs):
         if self._link is not None or self._is_stopping:
             raise SessionClosedError(resource=self.resource, owner=owner_name(None))
         self._lane, self._link = join(self.config, self._make_transport)
+        self._link.listeners.append(self._look)
 
     async def _open(self) -> None:
         """Have the worker, whosever it is, open the connection unless it is open already."""
@@ -349,12 +368,12 @@ class VisaSessionManager(CommandVerbs):
         assert lane is not None
         assert link is not None
         deadline = trio.current_time() + timeout
-        if not self._is_leaving:  # else what is in flight may be the safe state
+        if not self._has_begun_to_close:  # else what is in flight may be the safe state
             await self._wait_for_mine(link, deadline)
-        if self._is_leaving:  # `serve` and `close` may both be here
+        if self._has_begun_to_close:  # `serve` and `close` may both be here
             await self._ended.wait()
             return
-        self._is_leaving = True
+        self._has_begun_to_close = True
         self._fail_mine()  # one that was in flight may have been put back
         for demand in lane.demands:
             if demand.patron is self:  # a link that nobody uses must not be opened later
@@ -362,6 +381,7 @@ class VisaSessionManager(CommandVerbs):
         if self.config.safe_state and link.epoch and not is_shared(link):
             link.is_closing = True
             await self.make_safe()
+        link.listeners.remove(self._look)
         is_last = leave(link)
         if link.is_closing and not is_last:  # somebody has joined it meanwhile
             link.is_closing = False
@@ -414,21 +434,23 @@ class VisaSessionManager(CommandVerbs):
             link.queue.put(order)
         else:
             link.queue.put_nowait(order, self.current_owner())
-        self._warn_of_depth(link)
+        self._look()
         lane.ring()
 
-    def _warn_of_depth(self, link: VisaLink) -> None:
-        depth = len(link.queue)
+    def _look(self) -> None:
+        """See whether the queue has become too long or short again, and tell who listens."""
+        depth = len(self._link.queue) if self._link is not None else 0
         if depth <= self.config.queue_warning // 2:
-            self._has_warned = False
-        elif depth >= self.config.queue_warning and not self._has_warned:
-            self._has_warned = True
+            self._is_crowded = False
+        elif depth >= self.config.queue_warning and not self._is_crowded:
+            self._is_crowded = True
             _log.warning(
                 "%s: %d commands wait, and the instrument is at %s; ask less often, or give the urgent ones priority",
                 self.resource,
                 depth,
                 "none yet" if (owner := self.current_owner()) is None else f"one of {owner}",
             )
+        self._listener()
 
     def _new_order(
         self,

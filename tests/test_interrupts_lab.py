@@ -27,7 +27,18 @@ MODULES = [
         f"lifecycle/{name}.py"
         for name in (
             *("manager", "stage", "member", "side", "dual", "supervision", "driver_member", "safe_state", "lines"),
-            *("report", "shutdown", "leaving", "own_task", "time_budget", "devices"),
+            *(
+                "report",
+                "shutdown",
+                "leaving",
+                "own_task",
+                "time_budget",
+                "devices",
+                "health",
+                "stall",
+                "checkup",
+                "whereabouts",
+            ),
         )
     ),
     *(f"actors/{name}.py" for name in ("cell", "mailbox", "envelope", "life", "ref", "registry", "actor")),

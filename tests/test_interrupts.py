@@ -209,3 +209,19 @@ def several_ports():
 def test_what_is_shared_comes_free_whenever_it_is(make):
     """Not at the beginning of lines but whenever the interpreter looks: also between a block and the way out of it."""
     assert not interrupted_at_any_moment(make)
+
+
+def test_interrupt_of_a_handler_comes_out_though_its_asker_failed():
+    """Whoever waits for the answer gets `ActorStoppedError`; what leaves the block of the lab is the interrupt."""
+    notes = []
+    config = DualConfig(v4=SubsystemConfig(), recording=RecordingConfig(enabled=False))
+
+    async def main():
+        async with DualRuntimeManager(config) as manager:
+            await manager.start()
+            ref = await manager.v4.spawn(Busy, "handler", notes)
+            await ref.ask(Go())
+
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(main, clock=MockClock(autojump_threshold=0))
+    assert notes == ["interrupted", "on_stop"]

@@ -14,7 +14,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Self, TypeGuard
 
 import trio
 
@@ -188,7 +188,11 @@ class Manager:
         self._body_left.set()
         reason = "the block ended" if error is None else f"the block raised {type(error).__name__}"
         closing = functools.partial(self._end, reason)
-        swallowed = await close_and_leave(self._service, closing, kind, error, traceback, self.hurry)
+        try:
+            swallowed = await close_and_leave(self._service, closing, kind, error, traceback, self.hurry)
+        finally:
+            if _is_interrupt(self._failure):
+                raise self._failure from self._failure.__cause__
         if self._failure is None:
             return swallowed
         if error is None or swallowed or isinstance(error, trio.Cancelled):
@@ -309,3 +313,10 @@ class Manager:
             allowed = " or ".join(state.value for state in LEGAL_MOVES if to in LEGAL_MOVES[state])
             raise StateError(action=action, expected=allowed, actual=self._state.value)
         self._state = to
+
+
+def _is_interrupt(error: BaseException | None) -> TypeGuard[BaseException]:
+    """Return whether it was Ctrl-C in a member: then what the body made of the end of that member is no matter."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(KeyboardInterrupt) is not None
+    return isinstance(error, KeyboardInterrupt)

@@ -114,6 +114,7 @@ class ActorCell(Generic[_A]):
         """How many messages were in its mailbox when it stopped."""
         return self._dead_letters.counts["undelivered"]
 
+    @trio.lowlevel.enable_ki_protection
     async def serve(self, *, task_status: trio.TaskStatus[ActorRef[_A]] = trio.TASK_STATUS_IGNORED) -> None:
         """Make the actor, start it, and let it handle messages until `stop`, `restart` or cancellation: one life.
 
@@ -150,11 +151,13 @@ class ActorCell(Generic[_A]):
             finally:
                 self.life = None
 
+    @trio.lowlevel.enable_ki_protection
     def stop(self) -> None:
         """Take no more messages and timers; handle those that are in. Without a life, end them."""
         self._mailbox.close()
         self._clear_if_stopped()
 
+    @trio.lowlevel.enable_ki_protection
     def restart(self) -> None:
         """End this life after the message at hand; keep the mailbox open for the next, which `serve` begins."""
         if self.life is not None:
@@ -173,6 +176,7 @@ class ActorCell(Generic[_A]):
         """Return the last 100 messages that nobody handled, oldest first."""
         return self._dead_letters.last()
 
+    @trio.lowlevel.enable_ki_protection
     async def ask(self, message: Message[_R], timeout: float | None) -> _R:
         """See `ActorRef.ask`."""
         envelope = Envelope(self, message, _seconds(timeout), asked=True)
@@ -203,6 +207,7 @@ class ActorCell(Generic[_A]):
         answer: _R = envelope.answer
         return answer
 
+    @trio.lowlevel.enable_ki_protection
     async def tell(self, message: Message[Any], timeout: float | None) -> None:
         """See `ActorRef.tell`."""
         envelope = Envelope(self, message, _seconds(timeout), asked=False)
@@ -215,6 +220,7 @@ class ActorCell(Generic[_A]):
         finally:
             forget_waiting(envelope)
 
+    @trio.lowlevel.enable_ki_protection
     def tell_nowait(self, message: Message[Any]) -> None:
         """See `ActorRef.tell_nowait`."""
         self.put_nowait(Envelope(self, message, asked=False))

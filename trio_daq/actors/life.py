@@ -16,7 +16,7 @@ import trio
 
 from trio_daq.actors.envelope import Envelope
 from trio_daq.errors import ActorStoppedError, MailboxFullError, is_bug
-from trio_daq.sharing import checked_timeout, current_agent, current_pulse
+from trio_daq.sharing import checked_timeout, current_agent, current_pulse, interruptible
 
 if TYPE_CHECKING:
     from trio_daq.actors.actor import Actor
@@ -64,7 +64,7 @@ class Life:
         """Start *actor*, and handle messages until the mailbox lets none be read any more."""
         self.nursery = nursery
         self.depth = len(self.task.child_nurseries)
-        await actor.on_start()
+        await interruptible(actor.on_start)
         task_status.started(self._cell.ref)
         pulse = self.pulse
         if pulse is not None:
@@ -89,6 +89,7 @@ class Life:
         self.nursery = None
         self.depth = len(self.task.child_nurseries)
 
+    @trio.lowlevel.enable_ki_protection
     def tell_later(self, delay: float, period: float | None, message: Message[Any]) -> None:
         """Start a timer. See `Actor.after` and `Actor.every`."""
         checked_timeout(delay, "delay")
@@ -109,7 +110,7 @@ class Life:
         try:
             if method is None:
                 raise TypeError(f"actor {self.owner!r} handles no {type(envelope.message).__name__}")
-            answer = await getattr(actor, method)(envelope.message)
+            answer = await interruptible(getattr(actor, method), envelope.message)
         except Exception as error:
             tally.failed += 1
             envelope.end(error=error)
@@ -127,6 +128,7 @@ class Life:
                 tally.late_answers += 1
             envelope.end(answer)
 
+    @trio.lowlevel.enable_ki_protection
     async def _tell_at(self, moment: float, message: Message[Any]) -> None:
         await trio.sleep_until(moment)
         try:
@@ -136,6 +138,7 @@ class Life:
         except ActorStoppedError:
             return
 
+    @trio.lowlevel.enable_ki_protection
     async def _tell_every(self, first: float, period: float, message: Message[Any]) -> None:
         await trio.sleep_until(first)
         ticks = 0

@@ -15,6 +15,7 @@ from trio_daq.drivers import DriverContext
 from trio_daq.lifecycle.member import Member
 from trio_daq.lifecycle.supervision import Supervision
 from trio_daq.lifecycle.thread_life import ThreadLives
+from trio_daq.sharing import interruptible
 
 _A = TypeVar("_A", bound=Actor)
 
@@ -52,7 +53,7 @@ def task_member(
         nonlocal context
         context = DriverContext(DataPublisher(distributor, name))
         task_status.started()
-        await target(*args, **(kwargs | {"context": context} if asks else kwargs))
+        await interruptible(target, *args, **(kwargs | {"context": context} if asks else kwargs))
 
     def request_stop() -> None:
         context.stopping.set()

@@ -132,11 +132,13 @@ class DualRuntimeManager(Manager):
             safe_states=safe.reports,
         )
 
+    @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Self:
         await super().__aenter__()
         self._stalls.start()
         return self
 
+    @trio.lowlevel.enable_ki_protection
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:

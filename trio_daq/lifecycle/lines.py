@@ -164,6 +164,7 @@ class Lines:
 def _port_member(name: str, port: SharedSerialPort) -> Member:
     stopping = trio.Event()
 
+    @trio.lowlevel.enable_ki_protection
     async def serve(*, task_status: trio.TaskStatus[None]) -> None:
         try:
             await port.open()

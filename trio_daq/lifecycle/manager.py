@@ -9,11 +9,12 @@ been given up; there is one report for each shutdown, and every caller gets that
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Self, TypeGuard
 
 import trio
 
@@ -26,7 +27,7 @@ from trio_daq.lifecycle.shutdown import Shutdown
 from trio_daq.lifecycle.stage import Stage
 from trio_daq.lifecycle.state import LEGAL_MOVES, ManagerState
 from trio_daq.lifecycle.time_budget import split_time, stop_in_turn
-from trio_daq.sharing import ServiceNursery, checked_timeout
+from trio_daq.sharing import ServiceNursery, checked_timeout, close_and_leave, to_the_end
 
 _log = logging.getLogger("trio_daq.lifecycle")
 
@@ -91,6 +92,7 @@ class Manager:
         """The report of the last shutdown, if there was one."""
         return self._shutdown.report
 
+    @trio.lowlevel.enable_ki_protection
     async def start(self) -> None:
         """Start all stages, in order.
 
@@ -129,6 +131,7 @@ class Manager:
         report = await self._roll_back(f"{where} did not start")
         raise StartError(member=where, cause=cause, report=report) from cause
 
+    @trio.lowlevel.enable_ki_protection
     async def shutdown(self, timeout: float | None = None) -> ShutdownReport:
         """Stop all stages, last one first, and return what became of each part.
 
@@ -146,6 +149,7 @@ class Manager:
         self._request("shutdown() was called", timeout)
         return await self._shutdown.wait_report()
 
+    @trio.lowlevel.enable_ki_protection
     def request_shutdown(self, reason: str = "requested", error: BaseException | None = None) -> None:
         """Ask for a shutdown, cancel the body of the block, and return at once. Safe from anywhere in the Trio thread.
 
@@ -161,12 +165,14 @@ class Manager:
             # Stages and the shutdown are shielded: this reaches the body, and a start that is under way.
             self._root.cancel_scope.cancel(reason=f"trio_daq: {reason}")
 
+    @trio.lowlevel.enable_ki_protection
     def hurry(self) -> None:
         """Cut short the grace of a shutdown that was asked for: members are cancelled now."""
         if self._shutdown.is_requested:
             for stage in self._stages:
                 stage.hurry.set()
 
+    @trio.lowlevel.enable_ki_protection
     async def serve(self, *, task_status: trio.TaskStatus[Self] = trio.TASK_STATUS_IGNORED) -> None:
         """Open, start, and run until the nursery that this was started in is cancelled or a shutdown was asked for."""
         async with self:
@@ -174,6 +180,7 @@ class Manager:
             task_status.started(self)
             await self._shutdown.wait_report()
 
+    @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Self:
         if self._root is not None:
             raise StateError(action="entering it", expected="closed", actual="open already")
@@ -182,23 +189,19 @@ class Manager:
         self._root = await self._service.__aenter__()
         return self
 
+    @trio.lowlevel.enable_ki_protection
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         assert self._service is not None
         self._body_left.set()
-        if self._state in (ManagerState.STARTING, ManagerState.RUNNING, ManagerState.SHUTTING_DOWN):
-            reason = "the block ended" if error is None else f"the block raised {type(error).__name__}"
-            self._request(reason, None)
-            with trio.CancelScope(shield=True):
-                await self._shutdown.wait_report()
-        if not all(stage.has_ended for stage in self._stages):
-            if self._on_stuck == "exit":
-                assert self.report is not None
-                exit_now(self.report.exit_code)
-            await wait_for_stuck(self._members())
-        self._root = None
-        swallowed = await self._service.__aexit__(kind, error, traceback)
+        reason = "the block ended" if error is None else f"the block raised {type(error).__name__}"
+        closing = functools.partial(self._end, reason)
+        try:
+            swallowed = await close_and_leave(self._service, closing, kind, error, traceback, self.hurry)
+        finally:
+            if _is_interrupt(self._failure):
+                raise self._failure from self._failure.__cause__
         if self._failure is None:
             return swallowed
         if error is None or swallowed or isinstance(error, trio.Cancelled):
@@ -206,6 +209,18 @@ class Manager:
         error.add_note(f"trio_daq was stopping because of {type(self._failure).__name__}: {self._failure}")
         return False
 
+    async def _end(self, reason: str) -> None:
+        if self._state in (ManagerState.STARTING, ManagerState.RUNNING, ManagerState.SHUTTING_DOWN):
+            self._request(reason, None)
+            await self._shutdown.wait_report()
+        if not all(stage.has_ended for stage in self._stages):
+            if self._on_stuck == "exit":
+                assert self.report is not None
+                exit_now(self.report.exit_code)
+            await wait_for_stuck(self._members())
+        self._root = None
+
+    @trio.lowlevel.enable_ki_protection
     async def _start_one(self, stage: Stage) -> None:
         """Start one stage of a running manager."""
         root = self._opened(f"starting {stage.name}")
@@ -240,14 +255,14 @@ class Manager:
         self._start_left.set()
         self._request(reason, None)
         shutdown = self._shutdown
-        with trio.CancelScope(shield=True):
-            await shutdown.wait_report()
+        await to_the_end(shutdown.wait_report, self.hurry)
         return shutdown.report  # not that of a start which somebody else made meanwhile
 
     def _request(self, reason: str, timeout: float | None) -> None:
         self._shutdown.request(reason, timeout)
         self._starting.cancel()
 
+    @trio.lowlevel.enable_ki_protection
     async def _shut_down_when_asked(self) -> None:
         with trio.CancelScope(shield=True):
             shutdown = self._shutdown
@@ -309,3 +324,10 @@ class Manager:
             allowed = " or ".join(state.value for state in LEGAL_MOVES if to in LEGAL_MOVES[state])
             raise StateError(action=action, expected=allowed, actual=self._state.value)
         self._state = to
+
+
+def _is_interrupt(error: BaseException | None) -> TypeGuard[BaseException]:
+    """Return whether it was Ctrl-C in a member: then what the body made of the end of that member is no matter."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(KeyboardInterrupt) is not None
+    return isinstance(error, KeyboardInterrupt)

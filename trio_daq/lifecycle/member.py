@@ -145,6 +145,7 @@ class Member:
         self._stop_asked_at: float | None = None
         self._ended_at: float | None = None
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self, on_change: Callable[[Member], object], *, task_status: trio.TaskStatus[None]) -> None:
         """Live to the end, as often as the rules have it. Runs as a task of its stage.
 
@@ -270,8 +271,12 @@ class Member:
             if self._scope.cancelled_caught and not (self._ready or self._stopping.is_set()):
                 raise trio.TooSlowError(f"it was not ready within {START_TIMEOUT:g} s")
             self._last_error = None
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the rules say what follows
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - the rules say what follows
             self.error = self._last_error = error
+        except BaseExceptionGroup as group:
+            if group.subgroup(trio.Cancelled) is not None:
+                raise
+            self.error = self._last_error = group
         finally:
             self._alive = False
             if self._pulse is not None:
@@ -370,6 +375,7 @@ def expect_outside(members: Iterable[Member], action: str, hint: str) -> None:
 async def _first(*events: trio.Event) -> None:
     async with trio.open_nursery() as nursery:
 
+        @trio.lowlevel.enable_ki_protection
         async def wait(event: trio.Event) -> None:
             await event.wait()
             nursery.cancel_scope.cancel()

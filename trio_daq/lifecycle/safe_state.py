@@ -24,7 +24,7 @@ from trio_daq.lifecycle.member import Member
 from trio_daq.lifecycle.report import SafeStateReport
 from trio_daq.lifecycle.stage import Stage
 from trio_daq.serialport import SerialPortConfig, SharedSerialPort
-from trio_daq.sharing import SafeStateResult
+from trio_daq.sharing import SafeStateResult, ServiceNursery
 from trio_daq.visa import VisaSessionConfig, VisaSessionManager
 
 _log = logging.getLogger("trio_daq.lifecycle")
@@ -71,6 +71,7 @@ class SafeStates:
         """
         ended = trio.Event()
 
+        @trio.lowlevel.enable_ki_protection
         async def serve(*, task_status: trio.TaskStatus[None]) -> None:
             await self.make_safe()
             for report in self.reports():
@@ -133,17 +134,23 @@ class SafeStates:
         visa: dict[str, _Line] = {f"visa.{name}": session for name, session in self._lines.visa.items()}
         return {name: line for name, line in {**serial, **visa}.items() if line.config.safe_state}
 
+    @trio.lowlevel.enable_ki_protection
     async def _in_order(self, lines: dict[str, _Line], work: Callable[[_Line], Awaitable[object]]) -> None:
         def order(line: _Line) -> int:
             return line.config.safe_order
 
         for _, group in groupby(sorted(lines.values(), key=order), key=order):
-            async with trio.open_nursery() as nursery:
+            async with ServiceNursery() as nursery:
                 for line in group:
-                    nursery.start_soon(work, line)
+                    nursery.start_soon(_undisturbed, work, line)
 
     async def _close(self, line: _Line) -> None:
         await self._lines.close(line, _CLOSING_TIMEOUT - _TIMEOUT)
+
+
+@trio.lowlevel.enable_ki_protection
+async def _undisturbed(work: Callable[[_Line], Awaitable[object]], line: _Line) -> None:
+    await work(line)
 
 
 async def make_safe_from_cold(

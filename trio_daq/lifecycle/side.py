@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import trio
 from trio_util import AsyncValue
 
 from trio_daq.actors import Actor, ActorRef, ActorRegistry
@@ -198,6 +199,7 @@ class V2Side(Side):
 class V4Side(Side):
     """Actors."""
 
+    @trio.lowlevel.enable_ki_protection
     async def spawn(
         self,
         actor_class: type[_A],

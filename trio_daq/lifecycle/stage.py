@@ -118,6 +118,7 @@ class Stage:
             return
         raise trio.TooSlowError(f"it was not ready within {START_TIMEOUT:g} s")
 
+    @trio.lowlevel.enable_ki_protection
     async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Start the first members, then keep the stage open until `stop` has ended.
 
@@ -156,6 +157,7 @@ class Stage:
             raise ValueError(f"{self.name} has a running member called {name!r}; choose another name")
         return self._nursery
 
+    @trio.lowlevel.enable_ki_protection
     async def add(self, member: Member) -> None:
         """Start *member* and wait until it is ready.
 
@@ -229,6 +231,7 @@ class Stage:
         started = trio.current_time()
         reports: dict[str, MemberReport] = {}
 
+        @trio.lowlevel.enable_ki_protection
         async def stop_one(member: Member) -> None:
             own = self.stop_timeout if member.stop_timeout is None else member.stop_timeout
             reports[member.name] = await member.stop(min(own, grace), hard, self.hurry)

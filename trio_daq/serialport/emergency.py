@@ -69,15 +69,14 @@ class Emergency:
             self._prepared.unpark_all()
 
     async def make_safe(self, timeout: float) -> SafeStateResult:
-        """Take the line from whoever has it and make it safe within *timeout* seconds. Shielded.
+        """Take the line from whoever has it and make it safe within *timeout* seconds. To be done to the end.
 
         Where that is under way already, wait for it instead.
         """
-        with trio.CancelScope(shield=True):
-            if self._under_way is None:
-                await self._seize_and_talk(trio.current_time() + timeout)
-            else:
-                await self._under_way.wait()
+        if self._under_way is None:
+            await self._seize_and_talk(trio.current_time() + timeout)
+        else:
+            await self._under_way.wait()
         assert self.result is not None
         return self.result
 

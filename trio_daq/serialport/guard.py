@@ -18,7 +18,7 @@ from trio_daq.serialport.byte_stream import ControlLines
 from trio_daq.serialport.modem import ModemLines, read_modem_lines, write_modem_lines
 from trio_daq.serialport.owned_line import OwnedLine
 from trio_daq.serialport.state import LineEvent
-from trio_daq.sharing import checked_timeout
+from trio_daq.sharing import checked_timeout, to_the_end
 from trio_daq.wire import check_pattern
 
 _T = TypeVar("_T")
@@ -94,6 +94,7 @@ class SerialGuard(OwnedLine):
         end = self._line.config.read_terminator if terminator is None else terminator
         return await self._bounded("read_until", timeout, self._read_until, end)
 
+    @trio.lowlevel.enable_ki_protection
     def discard_input(self) -> bytes:
         """Throw away what has come and was not read; return it. What is still on its way is not caught by this."""
         self._check_alive("discard_input")
@@ -147,6 +148,7 @@ class SerialGuard(OwnedLine):
 
         await self._ask_driver("set_baud_rate", change)
 
+    @trio.lowlevel.enable_ki_protection
     def release(self) -> None:
         """End early: give the port to the next in line. Calling it again does nothing."""
         self._release(failed=self._busy)
@@ -203,9 +205,8 @@ class SerialGuard(OwnedLine):
         line = self._line
         self._waited = self._in_driver = True
         try:
-            # Shielded, since the thread goes on in any case, and the next owner must not meet the end of it.
-            with trio.CancelScope(shield=True):
-                result = await line.stream.control(work)
+            # To its end, since the thread goes on in any case, and the next owner must not meet the end of it.
+            result = await to_the_end(lambda: line.stream.control(work))
         except HungCallError as error:
             raise trio.BrokenResourceError(str(error)) from error
         except (OSError, ValueError, OverflowError) as error:

@@ -182,6 +182,7 @@ class OwnedLine:
 
     # --- around each call --------------------------------------------------------------------------------------------
 
+    @trio.lowlevel.enable_ki_protection
     async def _bounded(
         self, operation: str, timeout: float | None, step: Callable[[*_Ts], Awaitable[_T]], *arguments: *_Ts
     ) -> _T:

@@ -27,7 +27,17 @@ from trio_daq.serialport.line import OpenStream, SerialLine
 from trio_daq.serialport.opening import open_byte_stream
 from trio_daq.serialport.settings import SerialPortConfig
 from trio_daq.serialport.state import LineState
-from trio_daq.sharing import Claim, Lease, LeaseStatistics, LineKind, SafeStateResult, checked_timeout
+from trio_daq.sharing import (
+    NOT_SWALLOWED,
+    Claim,
+    Done,
+    Lease,
+    LeaseStatistics,
+    LineKind,
+    SafeStateResult,
+    checked_timeout,
+    to_the_end,
+)
 from trio_daq.wire import TraceEntry
 
 
@@ -158,6 +168,7 @@ class SharedSerialPort:
             raise ValueError(f"{self.path}: station must be one of its stations, not {station!r}; it has: {known}")
         return PortAcquisition(self, self._lease.hold(owner, timeout), station)
 
+    @trio.lowlevel.enable_ki_protection
     def revoke(self, reason: str, member: str | None = None) -> str | None:
         """Take the port back from its owner and give it to the next in line; return who had it, None if nobody.
 
@@ -171,6 +182,7 @@ class SharedSerialPort:
         """
         return self._lease.revoke(reason, member) if self._lease.is_revocable else None
 
+    @trio.lowlevel.enable_ki_protection
     async def make_safe(self, timeout: float = SAFE_TIMEOUT) -> SafeStateResult:
         """Take the steps of ``safe_state`` now, whoever has the port and whatever state it is in, and say how it went.
 
@@ -180,8 +192,10 @@ class SharedSerialPort:
 
         Shielded: it ends after *timeout* seconds, whatever happens.
         """
-        return await self._emergency.make_safe(checked_timeout(timeout, zero=False))
+        seconds = checked_timeout(timeout, zero=False)
+        return await to_the_end(lambda: self._emergency.make_safe(seconds))
 
+    @trio.lowlevel.enable_ki_protection
     async def open(self, owner: str | None = None, timeout: float = 10.0) -> None:
         """Open the device now rather than at the first `acquire`, to find out early if that is not possible.
 
@@ -194,12 +208,14 @@ class SharedSerialPort:
             with self._explaining(claim):
                 await self._in_time(claim, self._line.open)
 
+    @trio.lowlevel.enable_ki_protection
     async def recover(self, owner: str | None = None, timeout: float | None = None) -> None:
         """Take the port, open it and make it clean. Raises what `acquire` raises."""
         async with self._lease.hold(owner, timeout) as claim:
             with self._explaining(claim):
                 await self._make_ready(claim, None)
 
+    @trio.lowlevel.enable_ki_protection
     def assume_off(self, station: str) -> None:
         """Take it that *station* is switched off and owes nothing, so that the others can go on.
 
@@ -212,6 +228,7 @@ class SharedSerialPort:
             raise ValueError(f"{self.path}: it has no station {station!r}")
         self._line.assume_off(station)
 
+    @trio.lowlevel.enable_ki_protection
     async def keep(self) -> None:
         """Look after the port until it is closed: make it clean, or open it again, also while nobody wants it.
 
@@ -252,9 +269,11 @@ class SharedSerialPort:
     async def __aenter__(self) -> Self:
         return self
 
+    @trio.lowlevel.enable_ki_protection
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
+    @trio.lowlevel.enable_ki_protection
     async def aclose(self, timeout: float = 2.0) -> None:
         """Close the port for good; whoever has it or waits for it gets `SessionClosedError`.
 
@@ -263,6 +282,9 @@ class SharedSerialPort:
         thread.
         """
         self._lease.turn_away(lambda owner: SessionClosedError(resource=self.path, owner=owner))
+        await to_the_end(lambda: self._close(timeout))
+
+    async def _close(self, timeout: float) -> None:
         is_safe = not self.config.safe_state or not self._line.opens or self._emergency.has_the_last_word()
         if not is_safe and not self._line.closed:
             await self.make_safe()
@@ -378,6 +400,7 @@ class PortAcquisition:
         self._claim = claim
         self._station = station
 
+    @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> SerialGuard:
         await self._claim.__aenter__()
         try:
@@ -391,8 +414,9 @@ class PortAcquisition:
             self._claim.limit_hold(self._port.config.max_hold)
         return self._guard
 
-    async def __aexit__(
+    @trio.lowlevel.enable_ki_protection
+    def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
+    ) -> Done[bool]:
         self._guard._release(failed=error is not None)
-        return self._claim.is_limited and await self._claim.__aexit__(kind, error, traceback)
+        return self._claim.__aexit__(kind, error, traceback) if self._claim.is_limited else NOT_SWALLOWED

@@ -5,6 +5,7 @@ from trio_daq.sharing.backoff import Backoff
 from trio_daq.sharing.bell import Bell
 from trio_daq.sharing.deadlines import checked_timeout, positive_int, positive_seconds, whole_number
 from trio_daq.sharing.histogram import Histogram
+from trio_daq.sharing.interrupts import NOT_SWALLOWED, Done, close_and_leave, interruptible, to_the_end
 from trio_daq.sharing.lease import Claim, Lease, LeaseStatistics
 from trio_daq.sharing.owner import acting_as, current_agent, member_of, on_behalf_of, owner_name
 from trio_daq.sharing.pulse import Pulse, beat, current_pulse, living_by
@@ -16,12 +17,14 @@ from trio_daq.sharing.wait_graph import Agent, Holder, LineKind, forget_waiting,
 from trio_daq.sharing.worker_thread import WorkerThread
 
 __all__ = [
+    "NOT_SWALLOWED",
     "Acquirable",
     "Agent",
     "Alarm",
     "Backoff",
     "Bell",
     "Claim",
+    "Done",
     "Histogram",
     "Holder",
     "Lease",
@@ -37,9 +40,11 @@ __all__ = [
     "acting_as",
     "beat",
     "checked_timeout",
+    "close_and_leave",
     "current_agent",
     "current_pulse",
     "forget_waiting",
+    "interruptible",
     "living_by",
     "member_of",
     "note_waiting",
@@ -47,5 +52,6 @@ __all__ = [
     "owner_name",
     "positive_int",
     "positive_seconds",
+    "to_the_end",
     "whole_number",
 ]

@@ -19,6 +19,7 @@ class Bell:
     def __init__(self) -> None:
         self._waiter: trio.lowlevel.Task | None = None
 
+    @trio.lowlevel.enable_ki_protection
     async def wait(self) -> None:
         """Wait for the next `ring`.
 
@@ -36,10 +37,12 @@ class Bell:
 
         await trio.lowlevel.wait_task_rescheduled(leave)
 
+    @trio.lowlevel.enable_ki_protection
     def ring(self) -> None:
         """Wake who waits."""
         self._wake(outcome.Value(None))
 
+    @trio.lowlevel.enable_ki_protection
     def refuse(self, error: Exception) -> None:
         """Wake who waits, with *error*."""
         self._wake(outcome.Error(error))

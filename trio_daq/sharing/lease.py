@@ -25,6 +25,7 @@ from trio_daq.errors import AcquireTimeoutError, LeaseRevokedError, PortBusyErro
 from trio_daq.sharing.alarms import Alarm
 from trio_daq.sharing.deadlines import checked_timeout
 from trio_daq.sharing.histogram import Histogram
+from trio_daq.sharing.interrupts import NOT_SWALLOWED, Done
 from trio_daq.sharing.owner import current_agent, member_of, owner_name
 from trio_daq.sharing.pulse import beat
 from trio_daq.sharing.wait_graph import (
@@ -167,6 +168,7 @@ class Lease:
         """Whether somebody has it who is told when it is taken back."""
         return self._held is not None and self._held.on_revoked is not None
 
+    @trio.lowlevel.enable_ki_protection
     def revoke(self, reason: str, member: str | None = None) -> str | None:
         """Take the lease back from its holder and give it to the next in line; return who had it.
 
@@ -182,6 +184,7 @@ class Lease:
         self._take_back(claim, reason)
         return claim.owner
 
+    @trio.lowlevel.enable_ki_protection
     def seize(self, owner: str, reason: str) -> Claim:
         """Take the lease back from its holder, whoever that is, and return a claim of *owner*, before all who wait.
 
@@ -199,6 +202,7 @@ class Lease:
             self._take_back(self._held, reason, claim)
         return claim
 
+    @trio.lowlevel.enable_ki_protection
     def turn_away(self, error_for: Callable[[str], Exception]) -> None:
         """End every wait, now and later, by ``error_for(owner)``: the thing is gone for good."""
         self._turned_away = error_for
@@ -407,11 +411,13 @@ class Claim:
         """Return the claim that holds what this one wants."""
         return self._lease._held
 
+    @trio.lowlevel.enable_ki_protection
     def release(self) -> None:
         """Give the lease to the next in line. Calling it again does nothing."""
         if self._lease._held is self:
             self._lease._release(self)
 
+    @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Self:
         # Without this look a task that is already cancelled would get the line and send.
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -450,6 +456,7 @@ class Claim:
             self._hold_alarm.clear()
             self._hold_alarm = None
 
+    @trio.lowlevel.enable_ki_protection
     def limit_hold(self, seconds: float) -> None:
         """Take the lease back after *seconds* from now, and cancel what is left of the block then."""
         self._scope = trio.CancelScope()
@@ -457,16 +464,17 @@ class Claim:
         self._hold_alarm = Alarm(lambda: self._held_too_long(seconds))
         self._hold_alarm.set(trio.current_time() + seconds)
 
-    async def __aexit__(
+    @trio.lowlevel.enable_ki_protection
+    def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
+    ) -> Done[bool]:
         self.release()
         if self._scope is None:
-            return False
+            return NOT_SWALLOWED
         swallowed = self._scope.__exit__(kind, error, traceback)
         if self.revoked is not None and (swallowed or error is None):
             raise self.revocation("its block")
-        return swallowed
+        return Done(swallowed)
 
     def revocation(self, action: str, sent: Sent | None = None) -> LeaseRevokedError:
         """Return the error of a holder that goes on after the lease was taken back."""

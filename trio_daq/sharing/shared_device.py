@@ -6,12 +6,13 @@ the object itself, so they must not keep it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
 from typing import Generic, TypeVar
 
 import trio
 
+from trio_daq.sharing.interrupts import Done
 from trio_daq.sharing.lease import Claim, Lease, LeaseStatistics
 from trio_daq.sharing.wait_graph import LineKind
 
@@ -66,16 +67,7 @@ class SharedDevice(Generic[_T]):
             LockOrderError: On entering, if the task has a VISA transaction.
             LeaseRevokedError: On leaving, if it was taken back.
         """
-        return self._have(self._lease.hold(owner, timeout))
-
-    @asynccontextmanager
-    async def _have(self, claim: Claim) -> AsyncIterator[_T]:
-        with trio.CancelScope() as scope:
-            async with claim:
-                claim.on_revoked = scope.cancel
-                yield self._device
-        if claim.revoked is not None:
-            raise claim.revocation("its block")
+        return _Block(self._lease.hold(owner, timeout), self._device)
 
     def is_available(self) -> bool:
         """Return whether nobody has it."""
@@ -97,3 +89,31 @@ class SharedDevice(Generic[_T]):
     def statistics(self) -> LeaseStatistics:
         """Return who has it, who waits, and how often and how long it was had. For the Trio thread."""
         return self._lease.statistics()
+
+
+class _Block(AbstractAsyncContextManager[_T]):
+    """The block in which somebody has it. No generator: Ctrl-C could come between its lines."""
+
+    def __init__(self, claim: Claim, device: _T) -> None:
+        self._claim = claim
+        self._device = device
+        self._scope = trio.CancelScope()
+
+    @trio.lowlevel.enable_ki_protection
+    async def __aenter__(self) -> _T:
+        await self._claim.__aenter__()
+        self._scope.__enter__()
+        self._claim.on_revoked = self._scope.cancel
+        return self._device
+
+    @trio.lowlevel.enable_ki_protection
+    def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> Done[bool]:
+        swallowed = self._scope.__exit__(kind, error, traceback)
+        if swallowed:
+            kind = error = traceback = None
+        left = self._claim.__aexit__(kind, error, traceback)
+        if self._claim.revoked is not None and error is None:
+            raise self._claim.revocation("its block")
+        return Done(True) if swallowed else left

@@ -113,6 +113,7 @@ class WorkerThread:
         """The thread that calls are made in now, if there is one."""
         return self._life.thread if self._life is not None else None
 
+    @trio.lowlevel.enable_ki_protection
     async def run(
         self,
         work: Callable[[*_Ts], _T],
@@ -161,12 +162,14 @@ class WorkerThread:
             raise HungCallError(thread=life.name, call=name, waited=timeout + grace)
         return call.result.unwrap()  # type: ignore[no-any-return]
 
+    @trio.lowlevel.enable_ki_protection
     def stop(self) -> None:
         """Let the thread end, after the calls it has and its last act; the next `run` would start a new one."""
         if self._life is not None:
             self._life.calls.put(None)
             self._life = None
 
+    @trio.lowlevel.enable_ki_protection
     async def aclose(self, timeout: float) -> bool:
         """Stop, and return whether the thread ended within *timeout* seconds. Shielded from cancellation."""
         life = self._life

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import trio
+
 from trio_daq.errors import Sent
 from trio_daq.visa.order import Order
 
@@ -39,6 +41,7 @@ class PendingReply:
         """Return whether it has ended, in a reply or in an error."""
         return self._order.result is not None
 
+    @trio.lowlevel.enable_ki_protection
     async def wait(self) -> str:
         """Wait for the reply and return it, ``""`` if it is not answered. Cancelled, only this wait ends.
 
@@ -49,6 +52,7 @@ class PendingReply:
         """
         return self._text_of(self._order, await self._order.wait(abandon=False))[0]
 
+    @trio.lowlevel.enable_ki_protection
     def cancel(self) -> None:
         """Take it back: what was not sent never will be, and what was is finished, and its reply dropped."""
         self._order.abandon()

@@ -18,7 +18,15 @@ import attrs
 import trio
 
 from trio_daq.errors import SessionClosedError
-from trio_daq.sharing import LineKind, SafeStateResult, ServiceNursery, checked_timeout, owner_name
+from trio_daq.sharing import (
+    LineKind,
+    SafeStateResult,
+    ServiceNursery,
+    checked_timeout,
+    close_and_leave,
+    owner_name,
+    to_the_end,
+)
 from trio_daq.visa.emergency import SAFE_TIMEOUT, make_link_safe, talk_over
 from trio_daq.visa.lane import Lane
 from trio_daq.visa.link import CLOSE_TIMEOUT, VisaLink
@@ -37,6 +45,9 @@ _log = logging.getLogger("trio_daq.visa")
 
 _OPENING = 2.0
 """Times the session's timeout that opening may take: to connect, and to get the first answers."""
+
+_CLOSE_TIMEOUT = 2.0
+"""Seconds that the command in flight has to end when the session is closed."""
 
 
 class VisaSessionManager(CommandVerbs):
@@ -168,6 +179,7 @@ class VisaSessionManager(CommandVerbs):
         hold = self.config.max_hold if max_hold is None else checked_timeout(max_hold, "max_hold", zero=False)
         return Transaction(self, self._opened, self.config, name, seconds, hold)
 
+    @trio.lowlevel.enable_ki_protection
     def revoke(self, reason: str, member: str | None = None) -> str | None:
         """End the transaction that is open, if one is, and return whose it was.
 
@@ -205,6 +217,7 @@ class VisaSessionManager(CommandVerbs):
 
         await self._demand("reconnect", seconds, work)
 
+    @trio.lowlevel.enable_ki_protection
     async def make_safe(self, timeout: float = SAFE_TIMEOUT) -> SafeStateResult:
         """Take the steps of ``safe_state`` now, whatever the connection is in the middle of, and say how it went.
 
@@ -216,6 +229,9 @@ class VisaSessionManager(CommandVerbs):
         Shielded: it ends after *timeout* seconds, whatever happens.
         """
         seconds = checked_timeout(timeout, zero=False)
+        return await to_the_end(lambda: self._make_safe(seconds))
+
+    async def _make_safe(self, seconds: float) -> SafeStateResult:
         if self._lane is not None and self._link is not None and not self._ended.is_set():
             deadline = trio.current_time() + seconds
             try:
@@ -232,6 +248,7 @@ class VisaSessionManager(CommandVerbs):
 
     # --- its life ----------------------------------------------------------------------------------------------------
 
+    @trio.lowlevel.enable_ki_protection
     async def serve(self, *, task_status: trio.TaskStatus[Self] = trio.TASK_STATUS_IGNORED) -> None:
         """Open the connection and carry out commands until `stop` or cancellation; then close it.
 
@@ -253,8 +270,9 @@ class VisaSessionManager(CommandVerbs):
                 await self._stopping.wait()
                 patience = self.config.timeout
             finally:
-                await self._close(patience)
+                await to_the_end(lambda: self._close(patience))
 
+    @trio.lowlevel.enable_ki_protection
     def stop(self) -> None:
         """Take no more commands, fail those that wait with `SessionClosedError`, and let `serve` end.
 
@@ -266,7 +284,8 @@ class VisaSessionManager(CommandVerbs):
         if not self._is_leaving:
             self._fail_mine()
 
-    async def close(self, timeout: float = 2.0) -> None:
+    @trio.lowlevel.enable_ki_protection
+    async def close(self, timeout: float = _CLOSE_TIMEOUT) -> None:
         """Stop, and wait until the connection is closed. After *timeout* seconds the command in flight is given up.
 
         Shielded from cancellation for that time and two seconds more at most; where the worker of this session is at a
@@ -276,8 +295,9 @@ class VisaSessionManager(CommandVerbs):
         checked_timeout(timeout)
         self.stop()
         if self._link is not None:
-            await self._close(timeout)
+            await to_the_end(lambda: self._close(timeout))
 
+    @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Self:
         self._join()
         self._service = ServiceNursery()
@@ -286,17 +306,25 @@ class VisaSessionManager(CommandVerbs):
         try:
             await self._open()
         except BaseException as error:
-            await self._close(0.0)
-            if not await self._service.__aexit__(type(error), error, error.__traceback__):
+            if not await self._leave(0.0, type(error), error, error.__traceback__):
                 raise
         return self
 
+    @trio.lowlevel.enable_ki_protection
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
+        return await self._leave(_CLOSE_TIMEOUT, kind, error, traceback)
+
+    async def _leave(
+        self,
+        timeout: float,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
         assert self._service is not None
-        await self.close()
-        return await self._service.__aexit__(kind, error, traceback)
+        return await close_and_leave(self._service, lambda: self._close(timeout), kind, error, traceback)
 
     def _join(self) -> None:
         if self._link is not None or self._is_stopping:
@@ -317,6 +345,7 @@ class VisaSessionManager(CommandVerbs):
         self._is_open = True
         await self._demand("opening", _OPENING * self.config.timeout, work)
 
+    @trio.lowlevel.enable_ki_protection
     async def _demand(self, what: str, timeout: float, work: Callable[[Order], Awaitable[Replies]]) -> None:
         lane, link = self._opened(owner_name(None))
         order = Order(link, (), (what,), owner_name(None), timeout, work=work, patron=self)
@@ -326,6 +355,7 @@ class VisaSessionManager(CommandVerbs):
         lane.ring()
         await order.wait(abandon=True)
 
+    @trio.lowlevel.enable_ki_protection
     async def _work(self) -> None:
         assert self._lane is not None
         try:
@@ -338,44 +368,45 @@ class VisaSessionManager(CommandVerbs):
             self._worker_ended.set()
 
     async def _close(self, timeout: float) -> None:
+        """Close. To be done to the end."""
+        self.stop()
         lane, link = self._lane, self._link
         assert lane is not None
         assert link is not None
         deadline = trio.current_time() + timeout
-        with trio.CancelScope(shield=True):
-            if not self._is_leaving:  # `close` and the end of `serve` come together, and the least patient decides
-                self.stop()
-                await self._wait_for_mine(link, deadline)
-            if self._is_leaving:
-                await self._ended.wait()
-                return
-            self._fail_mine()  # one that was in flight may have been put back
-            self._is_leaving = True  # the orders from here on are those of the closing itself
-            for demand in lane.demands:
-                if demand.patron is self:  # a link that nobody uses must not be opened later
-                    demand.fail(link.closed_under(demand))
-            if self.config.safe_state and link.epoch and not is_shared(link):
-                link.is_closing = True
-                await self.make_safe()
-            link.listeners.remove(self._look)
-            is_last = leave(link)
-            if link.is_closing and not is_last:  # somebody has joined it meanwhile
-                link.is_closing = False
-                link.soil("it was made safe")
-            self._is_closing = True
-            if is_last:
-                link.give_up()
-                with trio.move_on_after(2 * CLOSE_TIMEOUT):
-                    while link.is_busy:
-                        await link.rest.park()
-                await link.disconnect(abort=False)
-            if self._is_on_duty:  # it may be at another session's command just now, which must not suffer
-                lane.ring()
-                with trio.move_on_at(max(deadline, lane.busy_until())):
-                    await self._worker_ended.wait()
-            self._work_scope.cancel()
-            await self._worker_ended.wait()
-            self._ended.set()
+        if not self._is_leaving:  # `close` and the end of `serve` come together, and the least patient decides
+            self.stop()
+            await self._wait_for_mine(link, deadline)
+        if self._is_leaving:
+            await self._ended.wait()
+            return
+        self._fail_mine()  # one that was in flight may have been put back
+        self._is_leaving = True  # the orders from here on are those of the closing itself
+        for demand in lane.demands:
+            if demand.patron is self:  # a link that nobody uses must not be opened later
+                demand.fail(link.closed_under(demand))
+        if self.config.safe_state and link.epoch and not is_shared(link):
+            link.is_closing = True
+            await self.make_safe()
+        link.listeners.remove(self._look)
+        is_last = leave(link)
+        if link.is_closing and not is_last:  # somebody has joined it meanwhile
+            link.is_closing = False
+            link.soil("it was made safe")
+        self._is_closing = True
+        if is_last:
+            link.give_up()
+            with trio.move_on_after(2 * CLOSE_TIMEOUT):
+                while link.is_busy:
+                    await link.rest.park()
+            await link.disconnect(abort=False)
+        if self._is_on_duty:  # it may be at another session's command just now, which must not suffer
+            lane.ring()
+            with trio.move_on_at(max(deadline, lane.busy_until())):
+                await self._worker_ended.wait()
+        self._work_scope.cancel()
+        await self._worker_ended.wait()
+        self._ended.set()
 
     def _fail_mine(self) -> None:
         """End all orders of this session that wait."""

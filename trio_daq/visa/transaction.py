@@ -15,7 +15,7 @@ from typing import Self
 import trio
 
 from trio_daq.errors import DaqError, GuardReleasedError, PortBusyError
-from trio_daq.sharing import Claim, owner_name
+from trio_daq.sharing import Claim, Done, owner_name
 from trio_daq.visa.lane import Lane
 from trio_daq.visa.link import VisaLink
 from trio_daq.visa.order import Order, Priority, Replies
@@ -60,6 +60,7 @@ class Transaction(CommandVerbs):
         self._claim: Claim | None = None
         self._epoch = 0
 
+    @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Self:
         await trio.lowlevel.checkpoint_if_cancelled()
         _, link = self._opened(self.owner)
@@ -82,12 +83,13 @@ class Transaction(CommandVerbs):
             raise
         return self
 
-    async def __aexit__(
+    @trio.lowlevel.enable_ki_protection
+    def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
+    ) -> Done[bool]:
         assert self._claim is not None
         try:
-            return await self._claim.__aexit__(kind, error, traceback)
+            return self._claim.__aexit__(kind, error, traceback)
         finally:
             self._end()
 

@@ -196,6 +196,7 @@ class CommandVerbs(ABC):
         kinds: list[ReplyKind] = ["message" if self._is_answered(text) else "nothing" for text in texts]
         return await self._run(texts, kinds, timeout, owner, priority)
 
+    @trio.lowlevel.enable_ki_protection
     def submit(
         self, command: Text, timeout: float | None = None, owner: str | None = None, priority: Priority = "normal"
     ) -> PendingReply:
@@ -302,6 +303,7 @@ class CommandVerbs(ABC):
         order = self._order(texts, kinds, timeout, owner, priority, raw=raw)
         return self._text_of(order, await self._carry_out(order))
 
+    @trio.lowlevel.enable_ki_protection
     async def _carry_out(self, order: Order) -> list[bytes]:
         await trio.lowlevel.checkpoint_if_cancelled()  # else a cancelled task would still send
         self._put(order, wait=True)

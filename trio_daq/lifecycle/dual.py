@@ -32,7 +32,7 @@ from trio_daq.lifecycle.stall import Stall, StallWatch
 from trio_daq.lifecycle.state import ManagerState, Status
 from trio_daq.recording import Recorder, RecorderStatistics
 from trio_daq.serialport import SharedSerialPort
-from trio_daq.sharing import SharedDevice
+from trio_daq.sharing import SharedDevice, Wait, all_waits
 from trio_daq.visa import VisaSessionManager
 
 _T = TypeVar("_T")
@@ -48,6 +48,7 @@ class LabSnapshot:
         v4: How V4 is.
         lines: Its ports, sessions and shared devices.
         members: Its members, by the name of their side.
+        waits: Who waits for whom, in the whole program: for a line, a command's turn, an actor's answer.
         published: Readings published.
         recorded: What the recorder has acknowledged; None if nothing is recorded.
     """
@@ -57,6 +58,7 @@ class LabSnapshot:
     v4: Status
     lines: tuple[LineSnapshot, ...]
     members: Mapping[str, tuple[MemberReport, ...]]
+    waits: tuple[Wait, ...]
     published: int
     recorded: RecorderStatistics | None
 
@@ -331,6 +333,7 @@ class DualRuntimeManager(Manager):
                 side.stage.name: tuple(member.report() for member in side.stage.members.values())
                 for side in (self.v2, self.v4)
             },
+            waits=all_waits(),
             published=self.distributor.statistics().published,
             recorded=self.recorder.statistics() if self.recorder is not None else None,
         )

@@ -13,7 +13,7 @@ from trio_daq.sharing.safe_talk import SafeStateResult, SafeTalk
 from trio_daq.sharing.service_nursery import ServiceNursery
 from trio_daq.sharing.several import Acquirable, acquire_all
 from trio_daq.sharing.shared_device import SharedDevice
-from trio_daq.sharing.wait_graph import Agent, Holder, LineKind, forget_waiting, note_waiting
+from trio_daq.sharing.wait_graph import Agent, Holder, LineKind, Wait, all_waits, forget_waiting, note_waiting
 from trio_daq.sharing.worker_thread import WorkerThread
 
 __all__ = [
@@ -35,9 +35,11 @@ __all__ = [
     "SafeTalk",
     "ServiceNursery",
     "SharedDevice",
+    "Wait",
     "WorkerThread",
     "acquire_all",
     "acting_as",
+    "all_waits",
     "beat",
     "checked_timeout",
     "close_and_leave",

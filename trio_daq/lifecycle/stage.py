@@ -82,6 +82,11 @@ class Stage:
         """Whether nothing of it runs, be it a stuck member."""
         return self._ended.is_set()
 
+    @property
+    def whereabouts(self) -> str:
+        """How an error names the member that is being started, or the stage if it is none's fault."""
+        return f"{self.name}.{self.starting}" if self.starting else self.name
+
     def expect_ended(self, action: str) -> None:
         """Refuse *action* while something of its last life runs.
 

@@ -20,7 +20,7 @@ import trio
 from trio_daq.errors import StartError, StateError, StoppingError, is_bug
 from trio_daq.lifecycle.block_failure import BlockFailure
 from trio_daq.lifecycle.leaving import exit_now, wait_for_stuck
-from trio_daq.lifecycle.member import Member, expect_outside
+from trio_daq.lifecycle.member import Member, expect_outside, expect_trio_thread
 from trio_daq.lifecycle.report import SafeStateReport, ShutdownReport
 from trio_daq.lifecycle.shutdown import Shutdown
 from trio_daq.lifecycle.stage import Stage
@@ -88,7 +88,7 @@ class Manager:
 
     @property
     def report(self) -> ShutdownReport | None:
-        """The report of the last shutdown, if there was one."""
+        """The report of the shutdown that ended its last start, None before that has ended."""
         return self._shutdown.report
 
     @trio.lowlevel.enable_ki_protection
@@ -155,7 +155,11 @@ class Manager:
         Args:
             reason: For the report.
             error: Raised from the block when the shutdown has ended.
+
+        Raises:
+            StateError: If called from another thread; nothing was asked for then.
         """
+        expect_trio_thread("request_shutdown()")
         self._failure.note(error)
         if self._state in (ManagerState.STARTING, ManagerState.RUNNING):
             self._request(reason, None)
@@ -166,6 +170,7 @@ class Manager:
     @trio.lowlevel.enable_ki_protection
     def hurry(self) -> None:
         """Cut short the grace of a shutdown that was asked for: members are cancelled now."""
+        expect_trio_thread("hurry()")
         if self._shutdown.is_requested:
             for stage in self._stages:
                 stage.hurry.set()

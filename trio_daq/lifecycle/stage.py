@@ -258,10 +258,13 @@ class Stage:
             self._tell_stopped()
         return report
 
+    @trio.lowlevel.enable_ki_protection
     async def wait_all_ended(self) -> None:
-        """Wait until every member has ended by itself."""
-        for member in list(self.members.values()):
-            await member.done.wait()
+        """Wait until every member has ended; one that somebody restarts has not."""
+        while left := [one for one in self.members.values() if not one.done.is_set() or one.restarting.locked()]:
+            await left[0].done.wait()
+            async with left[0].restarting:  # whoever has it is about to begin its next life, or to give up
+                pass
 
     def _changed(self, member: Member) -> None:
         self._on_change()

@@ -5,7 +5,14 @@ from trio_daq.sharing.backoff import Backoff
 from trio_daq.sharing.bell import Bell
 from trio_daq.sharing.deadlines import checked_timeout, positive_int, positive_seconds, whole_number
 from trio_daq.sharing.histogram import Histogram
-from trio_daq.sharing.interrupts import NOT_SWALLOWED, Done, close_and_leave, interruptible, to_the_end
+from trio_daq.sharing.interrupts import (
+    NOT_SWALLOWED,
+    Done,
+    close_and_leave,
+    interruptible,
+    interruptible_nowait,
+    to_the_end,
+)
 from trio_daq.sharing.lease import Claim, Lease, LeaseStatistics
 from trio_daq.sharing.owner import acting_as, current_agent, member_of, on_behalf_of, owner_name
 from trio_daq.sharing.pulse import Pulse, beat, current_pulse, living_by
@@ -47,6 +54,7 @@ __all__ = [
     "current_pulse",
     "forget_waiting",
     "interruptible",
+    "interruptible_nowait",
     "living_by",
     "member_of",
     "note_waiting",

@@ -172,6 +172,39 @@ async def test_next_call_is_interrupted_once(lab: Lab) -> None:
     assert "ECHO 0" not in lab.commands()
 
 
+@pytest.mark.parametrize("kind", ["serial", "serial all", "visa", "transaction"])
+async def test_what_a_thread_writes_reaches_the_instrument_before_it_is_interrupted(lab: Lab, kind: str) -> None:
+    """A program that ends by itself just when its member is to stop, and begins its clean-up by writing: it is told
+    by that very call, after the write."""
+    release = threading.Event()
+
+    def script(stage: SerialDoor, meter: VisaDoor) -> None:
+        release.wait(5)
+        try:
+            match kind:
+                case "serial":
+                    with stage.exclusive() as line:
+                        line.write_only(b"SHUT 0\n")
+                case "serial all":
+                    with stage.exclusive() as line:
+                        line.write_all(b"SHUT 0\n")
+                case "visa":
+                    meter.write("*RST")
+                case "transaction":
+                    with meter.transaction() as transaction:
+                        transaction.write("*RST")
+        except DoorInterruptedError as error:
+            lab.notes.append(error.sent)
+
+    await lab.spawn(script, stage=lab.manager.serial["stage"], meter=lab.manager.visa["meter"])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lab.stop)
+        await trio.sleep(0.05)
+        release.set()
+    assert lab.notes == ["yes"]
+    await lab.wait_for_command("SHUT 0" if kind.startswith("serial") else "*RST")
+
+
 async def test_leaving_a_block_is_no_call(lab: Lab) -> None:
     """A thread that gives its port back during the stop gives it back, and is told by its next call."""
     entered, release = threading.Event(), threading.Event()

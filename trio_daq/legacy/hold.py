@@ -64,7 +64,9 @@ class Hold:
         """
         have = functools.partial(self._have, acquire, verbs)
         try:
-            self._host.post(self._resource, have, patience, sent="no", interruption=self._interruption)
+            self._host.post(
+                self._resource, have, patience, sent="no", interruption=self._interruption, heed="while waiting"
+            )
         except BaseException:  # the thread's own, which came though it may have been granted
             self._host.tell(self._leaving.set)
             raise
@@ -88,7 +90,7 @@ class Hold:
         if self._is_over:
             raise GuardReleasedError(resource=self._resource, owner=self._host.owner, action=job.verb)
         do = functools.partial(self._do, job)
-        return self._host.post(self._resource, do, job.patience, interruption=self._interruption)
+        return self._host.post(self._resource, do, job.patience, interruption=self._interruption, heed=job.heed)
 
     async def _have(
         self,

@@ -1,7 +1,8 @@
 """The Trio side of all doors of one thread member: it does what threads ask, in tasks of the member's own nursery.
 
 A thread posts a job and blocks until its result is there. When its member is to stop, each thread is told once, by an
-error of the kind that its door says, and served on. The host ends with its member, and with it every job: a thread that
+error of the kind that its door says, and served on. What it writes just then is written first, since that may be what
+makes its instrument safe. The host ends with its member, and with it every job: a thread that
 was given up gets `DoorClosedError`, never `trio.Cancelled`, and can take nothing more. What a thread gave up itself is
 never begun, or cancelled if it was. A job acts on behalf of the thread that posted it: what one thread has and what it
 waits for belong together, whichever tasks do it.
@@ -16,7 +17,7 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import attrs
 import trio
@@ -29,6 +30,12 @@ _MARGIN = 10.0
 
 Verbs = Mapping[str, Callable[..., Awaitable[Any]]]
 """What can be asked for, by name."""
+
+Heed = Literal["at once", "when done", "while waiting"]
+"""When a job gives way to the stop of its member: at once, begun or not; when it has been done; or only if it is under
+way, as for what leads to more, such as the wait for a line."""
+
+_WRITES = frozenset({"write", "write_all", "write_only"})
 
 Serve = Callable[["Future[Any]"], Awaitable[None]]
 """Does a job in the Trio thread and fills its future, or raises the job's error before it has."""
@@ -57,6 +64,11 @@ class Job:
     options: Mapping[str, Any] = attrs.field(factory=dict)
     patience: float = 0.0
 
+    @property
+    def heed(self) -> Heed:
+        """When it gives way to a stop."""
+        return "when done" if self.verb in _WRITES else "at once"
+
 
 @attrs.define(eq=False)
 class _Call:
@@ -65,6 +77,7 @@ class _Call:
     resource: str
     thread: threading.Thread
     interruption: Interruption | None
+    heed: Heed
     future: Future[Any] = attrs.field(factory=Future)
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     is_interrupted: bool = False
@@ -118,7 +131,7 @@ class DoorHost:
             self.interrupted = True
             self._untold = set(threading.enumerate())
             for call in self._in_flight:
-                if call.thread in self._untold and not call.future.done():
+                if call.thread in self._untold and call.heed != "when done" and not call.future.done():
                     call.is_interrupted = True
                     call.scope.cancel(reason=f"{self.owner} is to stop")
 
@@ -150,7 +163,7 @@ class DoorHost:
         async def serve(future: Future[Any]) -> None:
             future.set_result(await verbs[job.verb](*job.arguments, **job.options))
 
-        return self.post(resource, serve, job.patience, interruption=interruption)
+        return self.post(resource, serve, job.patience, interruption=interruption, heed=job.heed)
 
     def post(
         self,
@@ -160,6 +173,7 @@ class DoorHost:
         *,
         sent: Sent = "unknown",
         interruption: Interruption | None = DoorInterruptedError,
+        heed: Heed = "at once",
     ) -> Any:
         """Have ``serve(future)`` run as a task, and wait for the future. Called in any thread but Trio's.
 
@@ -169,6 +183,7 @@ class DoorHost:
             patience: Seconds after which the future must have been filled.
             sent: What a `DoorClosedError` says of the command if the job had begun.
             interruption: Makes the error if it is by this job that the thread is told to stop; None if it must not be.
+            heed: When it is told so.
         """
         if threading.get_ident() == self._trio_thread:
             raise StateError(
@@ -180,7 +195,7 @@ class DoorHost:
         token, thread = self._token, threading.current_thread()
         if token is None:
             raise self.closed(resource)
-        call = _Call(resource, thread, interruption)
+        call = _Call(resource, thread, interruption, heed)
         future = call.future
 
         @trio.lowlevel.enable_ki_protection
@@ -188,7 +203,14 @@ class DoorHost:
             try:
                 with call.scope:
                     try:
-                        await serve(future)
+                        if heed != "when done":
+                            await serve(future)
+                        else:
+                            done: Future[Any] = Future()
+                            await serve(done)
+                            if thread in self._untold:
+                                raise self._interrupt(call, "yes")
+                            future.set_result(done.result())
                     except Exception:
                         # At the end of the member what the job uses may end before it: that is not its own error.
                         await trio.lowlevel.checkpoint_if_cancelled()
@@ -209,7 +231,7 @@ class DoorHost:
             self._note(thread)
             if self._nursery is None:
                 future.set_exception(self.closed(resource))
-            elif interruption is not None and thread in self._untold:
+            elif interruption is not None and thread in self._untold and heed == "at once":
                 future.set_exception(self._interrupt(call, "no"))
             else:
                 if interruption is not None:

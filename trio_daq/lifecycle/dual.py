@@ -316,7 +316,12 @@ class DualRuntimeManager(Manager):
         return await self._stop_side(self.v4, timeout)
 
     async def wait_all_ended(self) -> None:
-        """Wait until every member of both sides has ended by itself."""
+        """Wait until every member of both sides has ended by itself.
+
+        Raises:
+            StateError: If called from a member, which would wait for itself.
+        """
+        expect_outside(self._members(), "wait_all_ended()", "It would wait for its own end.")
         for side in (self.v2, self.v4):
             await side.stage.wait_all_ended()
 

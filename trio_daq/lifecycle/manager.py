@@ -20,7 +20,7 @@ import trio
 
 from trio_daq.errors import StartError, StateError, StoppingError, is_bug
 from trio_daq.lifecycle.leaving import exit_now, wait_for_stuck
-from trio_daq.lifecycle.member import Member, expect_outside
+from trio_daq.lifecycle.member import Member, expect_outside, expect_trio_thread
 from trio_daq.lifecycle.own_task import in_own_task
 from trio_daq.lifecycle.report import SafeStateReport, ShutdownReport, StageReport
 from trio_daq.lifecycle.shutdown import Shutdown
@@ -156,7 +156,11 @@ class Manager:
         Args:
             reason: For the report.
             error: Raised from the block when the shutdown has ended.
+
+        Raises:
+            StateError: If called from another thread; nothing was asked for then.
         """
+        expect_trio_thread("request_shutdown()")
         if error is not None and self._failure is None:
             self._failure = error
         if self._state in (ManagerState.STARTING, ManagerState.RUNNING):
@@ -168,6 +172,7 @@ class Manager:
     @trio.lowlevel.enable_ki_protection
     def hurry(self) -> None:
         """Cut short the grace of a shutdown that was asked for: members are cancelled now."""
+        expect_trio_thread("hurry()")
         if self._shutdown.is_requested:
             for stage in self._stages:
                 stage.hurry.set()

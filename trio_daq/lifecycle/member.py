@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, Protocol
@@ -271,12 +272,12 @@ class Member:
             if self._scope.cancelled_caught and not (self._ready or self._stopping.is_set()):
                 raise trio.TooSlowError(f"it was not ready within {START_TIMEOUT:g} s")
             self._last_error = None
-        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - the rules say what follows
-            self.error = self._last_error = error
-        except BaseExceptionGroup as group:
-            if group.subgroup(trio.Cancelled) is not None:
+        except trio.Cancelled:
+            raise
+        except BaseException as error:  # whatever it is, raised here it would cancel the siblings
+            if isinstance(error, BaseExceptionGroup) and error.subgroup(trio.Cancelled) is not None:
                 raise
-            self.error = self._last_error = group
+            self.error = self._last_error = error
         finally:
             self._alive = False
             if self._pulse is not None:
@@ -370,6 +371,23 @@ def expect_outside(members: Iterable[Member], action: str, hint: str) -> None:
         assert caller is not None
         expected, actual = "called from outside of what it stops", f"called from {caller.name!r}"
         raise StateError(action=action, expected=expected, actual=actual, hint=hint)
+
+
+def expect_trio_thread(action: str) -> None:
+    """Refuse what would change events of Trio from a thread that Trio does not run in, and wake nobody.
+
+    Raises:
+        StateError: If this is another thread.
+    """
+    try:
+        trio.lowlevel.current_trio_token()
+    except RuntimeError:
+        raise StateError(
+            action=action,
+            expected="called from the thread that Trio runs in",
+            actual=f"called from thread {threading.current_thread().name!r}",
+            hint="Use token.run_sync_soon(), with trio.lowlevel.current_trio_token() of that thread.",
+        ) from None
 
 
 async def _first(*events: trio.Event) -> None:

@@ -32,6 +32,8 @@ class Busy(Actor):
 
     def __init__(self, where, notes):
         self.where, self.notes = where, notes
+        if where == "init":
+            interrupted_at_once(notes)
 
     async def on_start(self):
         if self.where == "on_start":
@@ -42,6 +44,8 @@ class Busy(Actor):
         interrupted_at_once(self.notes)
 
     async def on_stop(self):
+        if self.where == "on_stop":
+            interrupted_at_once(self.notes)
         self.notes.append("on_stop")
 
 
@@ -54,7 +58,7 @@ def interrupted_at_once(notes):
         raise
 
 
-@pytest.mark.parametrize("where", ["task", "handler", "on_start", "body"])
+@pytest.mark.parametrize("where", ["task", "handler", "init", "on_start", "on_stop", "body"])
 def test_user_code_is_interrupted_at_once(where):
     """A driver or handler that never waits is interrupted where it is; the lab stops in order, and what comes out is a
     KeyboardInterrupt and no group."""

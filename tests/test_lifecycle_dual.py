@@ -10,6 +10,7 @@ from pathlib import Path
 import attrs
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from trio_daq.actors import Actor, Message, handles
 from trio_daq.config import DualConfig, MemberConfig, RecordingConfig, SubsystemConfig
@@ -18,6 +19,7 @@ from trio_daq.errors import ConfigError, LineOpenError, RecordingError, SessionC
 from trio_daq.lifecycle import DualRuntimeManager
 from trio_daq.recording import open_run
 from trio_daq.serialport import SerialPortConfig, SharedSerialPort
+from trio_daq.sharing import Wait
 from trio_daq.sim import SimulatedLab, open_simulated_lab, read_log
 from trio_daq.visa import VisaSessionConfig, VisaSessionManager
 
@@ -241,7 +243,36 @@ async def test_a_snapshot_shows_who_has_what(tmp_path):
                 [stage, meter] = manager.snapshot().lines
                 assert (stage.name, stage.kind, stage.owner, stage.waiting) == ("stage", "serial", "first", ("second",))
                 assert stage.held_for >= 0.05
+                assert manager.snapshot().waits == (Wait("second", port.path, "first"),)
                 assert (meter.name, meter.kind, meter.owner, meter.waiting) == ("meter", "visa", None, ())
         [stage, _] = manager.snapshot().lines
         assert (stage.owner, stage.exchanges["first"], stage.hand_overs) == (None, 1, 3)  # its keeper had it too
         assert stage.longest_wait > 0
+        assert manager.snapshot().waits == ()
+
+
+class Asked(Message[None]):
+    pass
+
+
+class Slow(Actor):
+    @handles(Asked)
+    async def handle(self, _: Asked) -> None:
+        await trio.sleep(1)
+
+
+async def test_a_snapshot_shows_the_circle_that_is_not_yet_closed(autojump_clock):
+    """Who waits for an actor is in it by the name of their member, and so is the actor that they wait for."""
+    config = DualConfig(v2=SubsystemConfig(), v4=SubsystemConfig(), recording=RecordingConfig(enabled=False))
+    async with DualRuntimeManager(config) as manager:
+        await manager.start()
+        slow = await manager.v4.spawn(Slow, name="slow")
+
+        async def ask() -> None:
+            await slow.ask(Asked(), timeout=5)
+
+        await manager.v2.spawn(ask, name="asker")
+        await wait_all_tasks_blocked()
+        [wait] = manager.snapshot().waits
+        assert (wait.waiter, wait.holder) == ("asker", "slow")
+        assert "slow" in wait.resource

@@ -12,6 +12,7 @@ from trio_daq.config import DualConfig, RecordingConfig, SubsystemConfig
 from trio_daq.drivers import DriverContext
 from trio_daq.errors import StateError, StoppingError
 from trio_daq.lifecycle import DualRuntimeManager, Manager, ManagerState, Member, Stage, Status, Supervision
+from trio_daq.lifecycle.alone import stop_alone
 
 ON_FAILURE = Supervision(restart="on_failure")
 
@@ -163,7 +164,7 @@ async def test_a_stop_that_comes_to_its_end_late_leaves_the_next_life_alone(auto
 
     async with Manager([stage]) as manager, trio.open_nursery() as nursery:
         await manager.start()
-        nursery.start_soon(manager._stop_one, stage, 100.0)
+        nursery.start_soon(stop_alone, stage, manager._running("stopping it"), 100.0)
         await trio.sleep(0.5)
         report = await manager.shutdown(1)
         assert [one.name for one in report.stuck] == ["m"]

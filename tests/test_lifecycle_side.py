@@ -546,3 +546,84 @@ async def test_a_lab_ends_when_all_its_members_have(autojump_clock):
         await manager.wait_all_ended()
         assert trio.current_time() == 8
     assert [member.outcome for member in manager.report.stages[1].members] == ["ended", "ended"]
+
+
+async def test_a_restart_is_no_end(autojump_clock):
+    """wait_all_ended goes on waiting when a member is restarted, and ends when that life has ended by itself."""
+    diary: list[str] = []
+
+    async def work(context: DriverContext) -> None:
+        diary.append("begins")
+        await context.wait_stopping(100)
+
+    async def wait(manager: DualRuntimeManager) -> None:
+        await manager.wait_all_ended()
+        diary.append("all ended")
+
+    async with lab() as manager, trio.open_nursery() as nursery:
+        await manager.start()
+        await manager.v2.spawn(work)
+        nursery.start_soon(wait, manager)
+        await wait_all_tasks_blocked()
+        await manager.restart_actor("work")
+        await wait_all_tasks_blocked()
+        assert diary == ["begins", "begins"]
+        await trio.sleep(101)
+        assert diary == ["begins", "begins", "all ended"]
+
+
+async def test_what_would_wait_for_itself_or_comes_from_another_thread_is_refused(autojump_clock):
+    """A member cannot wait for the end of all members; a thread cannot ask for a shutdown but through the token."""
+    refused: list[StateError] = []
+
+    async def wait() -> None:
+        try:
+            await manager.wait_all_ended()
+        except StateError as error:
+            refused.append(error)
+
+    def ask() -> None:
+        for call in (manager.request_shutdown, manager.hurry):
+            try:
+                call()
+            except StateError as error:
+                refused.append(error)
+
+    async with lab() as manager:
+        await manager.start()
+        await manager.v2.spawn(wait)
+        await wait_all_tasks_blocked()
+        await trio.to_thread.run_sync(ask)
+        assert manager.state is ManagerState.RUNNING
+    assert ["'wait'" in str(error) for error in refused] == [True, False, False]
+    assert all("run_sync_soon" in str(error) for error in refused[1:])
+
+
+class OddError(BaseException):
+    """What no library expects."""
+
+
+async def test_whatever_a_member_raises_its_siblings_go_on_to_an_ordered_stop(autojump_clock):
+    """An exception that is no Exception stops the lab in order: the others are asked, not cancelled."""
+    diary: list[str] = []
+
+    async def neighbour(context: DriverContext) -> None:
+        await context.wait_stopping(60)
+        diary.append("was asked")
+
+    async def odd() -> None:
+        raise OddError
+
+    manager = lab()
+
+    async def live() -> None:
+        async with manager:
+            await manager.start()
+            await manager.v2.spawn(neighbour)
+            await manager.v2.spawn(odd)
+            await trio.sleep_forever()
+
+    with pytest.raises(OddError):
+        await live()
+    assert diary == ["was asked"]
+    assert manager.state is ManagerState.STOPPED

@@ -126,6 +126,28 @@ async def test_its_block_is_cancelled_when_it_is_taken_back(autojump_clock):
     assert sorted(diary) == ["keeper left", "waiter has it"]
 
 
+async def test_it_is_taken_back_from_one_who_has_not_noticed_that_they_have_it(autojump_clock):
+    """Revoked between the grant and the next step of the task that got it: that task does not enter, the next does."""
+    shared = SharedDevice("camera", Camera())
+    diary: list[str] = []
+
+    async def use(name: str) -> None:
+        try:
+            async with shared.acquire(name, timeout=5) as camera:
+                await camera.expose(name, 1)
+                diary.append(name)
+        except LeaseRevokedError as error:
+            diary.append(f"{name} was told: {error.reason}, sent {error.sent}")
+
+    async with trio.open_nursery() as nursery:
+        async with shared.acquire("first", timeout=5):
+            for name in ("second", "third"):
+                nursery.start_soon(use, name)
+                await trio.testing.wait_all_tasks_blocked()
+        assert shared.revoke("it was needed") == "second"
+    assert diary == ["second was told: it was needed, sent no", "third"]
+
+
 async def test_it_is_taken_back_after_max_hold(autojump_clock):
     """An owner who keeps it too long loses it, and is told for how long that was allowed."""
     shared = SharedDevice("camera", Camera(), max_hold=2.0)

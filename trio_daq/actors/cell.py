@@ -23,7 +23,15 @@ from trio_daq.actors.mailbox import Mailbox
 from trio_daq.actors.messages import Message
 from trio_daq.actors.ref import ActorRef
 from trio_daq.errors import ActorStoppedError, MailboxFullError, StateError
-from trio_daq.sharing import Alarm, ServiceNursery, acting_as, checked_timeout, forget_waiting
+from trio_daq.sharing import (
+    Alarm,
+    ServiceNursery,
+    acting_as,
+    checked_timeout,
+    forget_waiting,
+    interruptible,
+    interruptible_nowait,
+)
 
 _log = logging.getLogger("trio_daq.actors")
 
@@ -135,7 +143,7 @@ class ActorCell(Generic[_A]):
                 self._mailbox.open()
             self._lives += 1
             try:
-                actor = self.make()
+                actor = interruptible_nowait(self.make)
                 actor._trio_daq_life = life
                 try:
                     async with ServiceNursery() as nursery:
@@ -145,7 +153,7 @@ class ActorCell(Generic[_A]):
                     life.end()
                     self._clear_if_stopped()
                     with trio.move_on_after(_ON_STOP_TIMEOUT, shield=True) as bounded:
-                        await actor.on_stop()
+                        await interruptible(actor.on_stop)
                     if bounded.cancelled_caught:
                         _log.warning("actor %s: on_stop took longer than %g s and was cut", self.name, _ON_STOP_TIMEOUT)
             finally:

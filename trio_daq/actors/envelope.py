@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import trio
 
 from trio_daq.errors import AskTimeoutError
-from trio_daq.sharing import Agent, Holder, current_agent, forget_waiting, note_waiting, owner_name
+from trio_daq.sharing import Agent, Holder, current_agent, forget_waiting, member_of, note_waiting
 
 if TYPE_CHECKING:
     from trio_daq.actors.messages import Message
@@ -84,8 +84,8 @@ class Envelope:
 
     @property
     def owner(self) -> str:
-        """Who sent it, for errors. For the task that sends."""
-        return owner_name(None)
+        """Who sent it, for errors."""
+        return member_of(self.task) or self.task.name
 
     @property
     def resource(self) -> str:

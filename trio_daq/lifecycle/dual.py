@@ -17,6 +17,7 @@ import trio
 from trio_daq.config import DualConfig, check_drivers
 from trio_daq.data import DataDistributor
 from trio_daq.errors import StateError, UnhealthyError
+from trio_daq.lifecycle.alone import start_alone, stop_alone
 from trio_daq.lifecycle.checkup import check_up
 from trio_daq.lifecycle.devices import Device, DeviceList
 from trio_daq.lifecycle.health import HealthEvent, HealthHistory, HealthReport
@@ -32,7 +33,7 @@ from trio_daq.lifecycle.stall import Stall, StallWatch
 from trio_daq.lifecycle.state import ManagerState, Status
 from trio_daq.recording import Recorder, RecorderStatistics
 from trio_daq.serialport import SharedSerialPort
-from trio_daq.sharing import SharedDevice
+from trio_daq.sharing import SharedDevice, Wait, all_waits
 from trio_daq.visa import VisaSessionManager
 
 _T = TypeVar("_T")
@@ -48,6 +49,7 @@ class LabSnapshot:
         v4: How V4 is.
         lines: Its ports, sessions and shared devices.
         members: Its members, by the name of their side.
+        waits: Who waits for whom, in the whole program: for a line, a command's turn, an actor's answer.
         published: Readings published.
         recorded: What the recorder has acknowledged; None if nothing is recorded.
     """
@@ -57,6 +59,7 @@ class LabSnapshot:
     v4: Status
     lines: tuple[LineSnapshot, ...]
     members: Mapping[str, tuple[MemberReport, ...]]
+    waits: tuple[Wait, ...]
     published: int
     recorded: RecorderStatistics | None
 
@@ -298,13 +301,12 @@ class DualRuntimeManager(Manager):
             Exception: Whatever it raised before it was ready; its policy then goes on.
         """
         action = f"restart_actor({name!r})"
-        self._expect(ManagerState.RUNNING, action)
+        root = self._running(action)
         stages = {member: side.stage for side in (self.v2, self.v4) for member in side.stage.members}
         if name not in stages:
             raise unknown_name("member", name, stages)
         stage = stages[name]
         expect_outside((stage.members[name],), action, "It would wait for its own end.")
-        root = self._opened(action)
         await in_own_task(root, stage.restart, name, lambda: self._lines.take_back(name, "its owner is restarted"))
 
     async def stop_v2(self, timeout: float | None = None) -> StageReport:
@@ -336,6 +338,7 @@ class DualRuntimeManager(Manager):
                 side.stage.name: tuple(member.report() for member in side.stage.members.values())
                 for side in (self.v2, self.v4)
             },
+            waits=all_waits(),
             published=self.distributor.statistics().published,
             recorded=self.recorder.statistics() if self.recorder is not None else None,
         )
@@ -349,10 +352,11 @@ class DualRuntimeManager(Manager):
                 actual="configured without it",
                 hint=f"Add a table [{name}] to the configuration.",
             )
-        await self._start_one(side.stage)
+        await start_alone(side.stage, self._running(f"starting {name}"))
 
     async def _stop_side(self, side: Side, timeout: float | None) -> StageReport:
-        return await self._stop_one(side.stage, timeout)
+        name = side.stage.name
+        return await stop_alone(side.stage, self._running(f"stopping {name}"), timeout)
 
     async def _populate_recording(self, stage: Stage) -> None:
         config = self.config.recording

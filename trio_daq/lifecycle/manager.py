@@ -11,22 +11,21 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Literal, Self, TypeGuard
+from typing import Literal, Self
 
 import trio
 
 from trio_daq.errors import StartError, StateError, StoppingError, is_bug
+from trio_daq.lifecycle.block_failure import BlockFailure
 from trio_daq.lifecycle.leaving import exit_now, wait_for_stuck
 from trio_daq.lifecycle.member import Member, expect_outside, expect_trio_thread
-from trio_daq.lifecycle.own_task import in_own_task
-from trio_daq.lifecycle.report import SafeStateReport, ShutdownReport, StageReport
+from trio_daq.lifecycle.report import SafeStateReport, ShutdownReport
 from trio_daq.lifecycle.shutdown import Shutdown
 from trio_daq.lifecycle.stage import Stage
 from trio_daq.lifecycle.state import LEGAL_MOVES, ManagerState
-from trio_daq.lifecycle.time_budget import split_time, stop_in_turn
+from trio_daq.lifecycle.time_budget import stop_in_turn
 from trio_daq.sharing import ServiceNursery, checked_timeout, close_and_leave, to_the_end
 
 _log = logging.getLogger("trio_daq.lifecycle")
@@ -75,7 +74,7 @@ class Manager:
         self._shutdown = Shutdown(self._shutdown_timeout)
         self._start_left = trio.Event()
         self._body_left = trio.Event()
-        self._failure: BaseException | None = None
+        self._failure = BlockFailure()
 
     @property
     def state(self) -> ManagerState:
@@ -89,7 +88,7 @@ class Manager:
 
     @property
     def report(self) -> ShutdownReport | None:
-        """The report of the last shutdown, if there was one."""
+        """The report of the shutdown that ended its last start, None before that has ended."""
         return self._shutdown.report
 
     @trio.lowlevel.enable_ki_protection
@@ -109,7 +108,7 @@ class Manager:
                 stage.expect_ended("start()")
         self._move(ManagerState.STARTING, "start()")
         self._shutdown, self._start_left = Shutdown(self._shutdown_timeout), trio.Event()
-        self._starting, self._failure = trio.CancelScope(), None
+        self._starting, self._failure = trio.CancelScope(), BlockFailure()
         root.start_soon(self._shut_down_when_asked)
         begun: Stage | None = None
         try:
@@ -127,7 +126,7 @@ class Manager:
             raise
         finally:
             self._start_left.set()
-        where = f"{begun.name}.{begun.starting}" if begun is not None and begun.starting else "the lab"
+        where = begun.whereabouts if begun is not None and begun.starting else "the lab"
         report = await self._roll_back(f"{where} did not start")
         raise StartError(member=where, cause=cause, report=report) from cause
 
@@ -161,8 +160,7 @@ class Manager:
             StateError: If called from another thread; nothing was asked for then.
         """
         expect_trio_thread("request_shutdown()")
-        if error is not None and self._failure is None:
-            self._failure = error
+        self._failure.note(error)
         if self._state in (ManagerState.STARTING, ManagerState.RUNNING):
             self._request(reason, None)
         if self._root is not None:
@@ -205,14 +203,8 @@ class Manager:
         try:
             swallowed = await close_and_leave(self._service, closing, kind, error, traceback, self.hurry)
         finally:
-            if _is_interrupt(self._failure):
-                raise self._failure from self._failure.__cause__
-        if self._failure is None:
-            return swallowed
-        if error is None or swallowed or isinstance(error, trio.Cancelled):
-            raise self._failure from self._failure.__cause__
-        error.add_note(f"trio_daq was stopping because of {type(self._failure).__name__}: {self._failure}")
-        return False
+            self._failure.raise_interrupt()
+        return self._failure.end_block(error, swallowed=swallowed)
 
     async def _end(self, reason: str) -> None:
         if self._state in (ManagerState.STARTING, ManagerState.RUNNING, ManagerState.SHUTTING_DOWN):
@@ -224,28 +216,6 @@ class Manager:
                 exit_now(self.report.exit_code)
             await wait_for_stuck(self._members())
         self._root = None
-
-    @trio.lowlevel.enable_ki_protection
-    async def _start_one(self, stage: Stage) -> None:
-        """Start one stage of a running manager."""
-        root = self._opened(f"starting {stage.name}")
-        self._expect(ManagerState.RUNNING, f"starting {stage.name}")
-        if stage.is_running:
-            return
-        stage.expect_ended(f"starting {stage.name}")
-        try:
-            await stage.start_in(root)
-        except Exception as error:
-            where = f"{stage.name}.{stage.starting}" if stage.starting else stage.name
-            raise StartError(member=where, cause=error) from error
-
-    async def _stop_one(self, stage: Stage, timeout: float | None) -> StageReport:
-        """Stop one stage of a running manager, in a task of the manager's own."""
-        root = self._opened(f"stopping {stage.name}")
-        self._expect(ManagerState.RUNNING, f"stopping {stage.name}")
-        expect_outside(stage.members.values(), f"stopping {stage.name}", "Let another part of the program do it.")
-        left = math.inf if timeout is None else checked_timeout(timeout)
-        return await in_own_task(root, stage.stop, *split_time(left, (stage,)))
 
     def _member_failed(self, stage: Stage, member: Member) -> None:
         """Stop everything if the member's rules say so, and carry on otherwise."""
@@ -275,13 +245,13 @@ class Manager:
             was_running = self._state is ManagerState.RUNNING
             self._move(ManagerState.SHUTTING_DOWN, "shutdown")
             started = trio.current_time()
-            self._call(self._on_requested, shutdown.timeout)
+            self._failure.of_calling(self._on_requested, shutdown.timeout)
             with trio.move_on_after(min(_LEAVING_TIMEOUT, shutdown.timeout / 4)):
                 await self._start_left.wait()
                 if was_running and self._root is not None and self._root.cancel_scope.cancel_called:
                     await self._body_left.wait()
             if self._on_stopping is not None:
-                self._call(self._on_stopping)
+                self._failure.of_calling(self._on_stopping)
             # Not only those that run: one that was stopped alone may still be at it.
             left = [stage for stage in reversed(self._stages) if not stage.has_ended]
             stages = await stop_in_turn(left, started + shutdown.timeout)
@@ -296,16 +266,8 @@ class Manager:
             self._move(ManagerState.STOPPED, "shutdown")
             shutdown.report = report
             if self._on_report is not None:
-                self._call(self._on_report, report)
+                self._failure.of_calling(self._on_report, report)
             shutdown.end()
-
-    def _call(self, listener: Callable[..., object], *args: object) -> None:
-        try:
-            listener(*args)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - SystemExit is how Rich leaves a closed pipe
-            # Raised here it would end the shutdown half way; the block raises it.
-            _log.error("%r failed during the shutdown: %s: %s", listener, type(error).__name__, error)
-            self._failure = self._failure or error
 
     def _members(self) -> list[Member]:
         return [member for stage in self._stages for member in stage.members.values()]
@@ -320,19 +282,14 @@ class Manager:
             )
         return self._root
 
-    def _expect(self, state: ManagerState, action: str) -> None:
-        if self._state is not state:
-            raise StateError(action=action, expected=state.value, actual=self._state.value)
+    def _running(self, action: str) -> trio.Nursery:
+        root, needed = self._opened(action), ManagerState.RUNNING
+        if self._state is not needed:
+            raise StateError(action=action, expected=needed.value, actual=self._state.value)
+        return root
 
     def _move(self, to: ManagerState, action: str) -> None:
         if to not in LEGAL_MOVES[self._state]:
             allowed = " or ".join(state.value for state in LEGAL_MOVES if to in LEGAL_MOVES[state])
             raise StateError(action=action, expected=allowed, actual=self._state.value)
         self._state = to
-
-
-def _is_interrupt(error: BaseException | None) -> TypeGuard[BaseException]:
-    """Return whether it was Ctrl-C in a member: then what the body made of the end of that member is no matter."""
-    if isinstance(error, BaseExceptionGroup):
-        return error.subgroup(KeyboardInterrupt) is not None
-    return isinstance(error, KeyboardInterrupt)

@@ -82,6 +82,11 @@ class Stage:
         """Whether nothing of it runs, be it a stuck member."""
         return self._ended.is_set()
 
+    @property
+    def whereabouts(self) -> str:
+        """How an error names the member that is being started, or the stage if it is none's fault."""
+        return f"{self.name}.{self.starting}" if self.starting else self.name
+
     def expect_ended(self, action: str) -> None:
         """Refuse *action* while something of its last life runs.
 
@@ -253,10 +258,13 @@ class Stage:
             self._tell_stopped()
         return report
 
+    @trio.lowlevel.enable_ki_protection
     async def wait_all_ended(self) -> None:
-        """Wait until every member has ended by itself."""
-        for member in list(self.members.values()):
-            await member.done.wait()
+        """Wait until every member has ended; one that somebody restarts has not."""
+        while left := [one for one in self.members.values() if not one.done.is_set() or one.restarting.locked()]:
+            await left[0].done.wait()
+            async with left[0].restarting:  # whoever has it is about to begin its next life, or to give up
+                pass
 
     def _changed(self, member: Member) -> None:
         self._on_change()

@@ -59,6 +59,12 @@ async def interruptible(work: Callable[..., Awaitable[_T]], *args: Any, **kwargs
     return await work(*args, **kwargs)
 
 
+@trio.lowlevel.disable_ki_protection
+def interruptible_nowait(work: Callable[..., _T], *args: Any) -> _T:
+    """Do the same for what is no async function."""
+    return work(*args)
+
+
 @trio.lowlevel.enable_ki_protection
 async def to_the_end(work: Callable[[], Awaitable[_T]], on_interrupt: Callable[[], object] = lambda: None) -> _T:
     """Do *work* to its end, shielded, and return its result; a KeyboardInterrupt that comes meanwhile is raised then.

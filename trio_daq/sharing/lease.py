@@ -154,7 +154,8 @@ class Lease:
             AcquireTimeoutError: On entering, if it was not granted in time.
             DeadlockError: On entering, if waiting for it would close a circle.
             LockOrderError: On entering, if the task has something of a higher kind.
-            LeaseRevokedError: On leaving, if it was taken back because of ``max_hold``.
+            LeaseRevokedError: On entering, if it was taken back right after it was granted; on leaving, if it was taken
+                back because of ``max_hold``.
         """
         name = owner_name(owner)
         seconds = self._timeout if timeout is None else checked_timeout(timeout)
@@ -445,6 +446,8 @@ class Claim:
         else:
             await self._wait_in_line()
             beat()
+        if self.revoked is not None:  # between the grant and this step of the task, which knows nothing of either yet
+            raise self.revocation("entering its block", "no")
         if lease._max_hold is not None:
             self.limit_hold(lease._max_hold)
         return self

@@ -65,7 +65,7 @@ class SharedDevice(Generic[_T]):
             AcquireTimeoutError: On entering, if it was not granted in time.
             DeadlockError: On entering, if waiting for it would close a circle.
             LockOrderError: On entering, if the task has a VISA transaction.
-            LeaseRevokedError: On leaving, if it was taken back.
+            LeaseRevokedError: On leaving, if it was taken back; on entering, if it was right after it was granted.
         """
         return _Block(self._lease.hold(owner, timeout), self._device)
 

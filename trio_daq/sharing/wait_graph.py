@@ -15,6 +15,7 @@ import enum
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+import attrs
 import trio
 
 from trio_daq.errors import DeadlockError, LockOrderError
@@ -59,7 +60,7 @@ class Waiting(Protocol):
 
     @property
     def owner(self) -> str:
-        """Who wants it. Called in their task."""
+        """Who wants it."""
 
     @property
     def resource(self) -> str:
@@ -67,6 +68,21 @@ class Waiting(Protocol):
 
     def held_by(self) -> Holder | None:
         """Return who stands in the way, None if nothing but time does."""
+
+
+@attrs.frozen
+class Wait:
+    """One edge of the graph.
+
+    Attributes:
+        waiter: Who waits.
+        resource: For what.
+        holder: Who stands in the way; None if nothing but time does.
+    """
+
+    waiter: str
+    resource: str
+    holder: str | None
 
 
 class LineKind(enum.IntEnum):
@@ -95,6 +111,14 @@ def note_waiting(wanted: Waiting) -> None:
         if circle is not None:
             raise DeadlockError(resource=wanted.resource, wanted_by=wanted.owner, circle=circle)
     _waiting[wanted.agent] = wanted
+
+
+def all_waits() -> tuple[Wait, ...]:
+    """Return who waits for whom, in the whole program, those who have waited longest first."""
+    return tuple(
+        Wait(waiting.owner, waiting.resource, held.owner if (held := waiting.held_by()) is not None else None)
+        for waiting in tuple(_waiting.values())
+    )
 
 
 def forget_waiting(wanted: Waiting) -> None:

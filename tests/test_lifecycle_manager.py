@@ -471,22 +471,6 @@ async def test_a_member_that_raises_what_is_no_exception_ends_the_lab_in_order(a
     assert lab.manager.report.exit_code == 1
 
 
-async def test_a_stop_asked_for_in_another_thread_is_refused_and_breaks_nothing():
-    """Events of Trio that are set in another thread wake nobody: the shutdown of a manager would never come."""
-    lab = Lab({"v2": lambda lab: [lab.member("logger")]})
-    with trio.fail_after(5):
-        async with lab.manager as manager:
-            await manager.start()
-            for ask in (manager.request_shutdown, manager.hurry):
-                with pytest.raises(StateError, match=r"thread that Trio runs in.*run_sync_soon"):
-                    await trio.to_thread.run_sync(ask)
-            assert manager.state is ManagerState.RUNNING
-            token = trio.lowlevel.current_trio_token()
-            await trio.to_thread.run_sync(token.run_sync_soon, manager.request_shutdown)
-            await trio.sleep_forever()
-    assert manager.report.reason == "requested"
-
-
 async def test_a_fault_of_the_lab_stops_nothing(autojump_clock):
     """A member that fails by an OSError is in the report; all others went on, and the block raises nothing."""
     lab = Lab(

@@ -517,22 +517,6 @@ async def test_messages_that_nobody_handled_are_in_the_report(autojump_clock):
     assert "3 messages dropped" in str(manager.report)
 
 
-async def test_a_member_that_waits_for_all_to_end_is_told_that_it_is_one_of_them(autojump_clock):
-    """wait_all_ended would wait for its caller for ever."""
-    refused: list[StateError] = []
-
-    async def waiter(manager: DualRuntimeManager) -> None:
-        try:
-            await manager.wait_all_ended()
-        except StateError as error:
-            refused.append(error)
-
-    async with lab() as manager:
-        await manager.start()
-        await (await manager.v2.spawn(waiter, manager)).done.wait()
-    assert "called from 'waiter'" in str(refused[0])
-
-
 async def test_a_lab_ends_when_all_its_members_have(autojump_clock):
     """wait_all_ended waits for tasks and actors of both sides."""
 

@@ -99,7 +99,9 @@ class StateWatch(trio.abc.Instrument):
 class LabMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        logging.getLogger("trio_daq").setLevel(logging.CRITICAL)
+        self.logger = logging.getLogger("trio_daq")
+        self.level_before = self.logger.level
+        self.logger.setLevel(logging.CRITICAL)
         self.driver = TrioDriver()
         self.driver.__enter__()
         self.driver.run(self.set_up)
@@ -640,6 +642,7 @@ class LabMachine(RuleBasedStateMachine):
                 self.driver.call(self.body_scope.cancel)
                 self.driver.advance(300)
             self.driver.close()
+            self.logger.setLevel(self.level_before)
 
     def check_the_end(self) -> None:
         if self.is_open:

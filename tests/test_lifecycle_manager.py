@@ -449,6 +449,28 @@ async def test_sys_exit_in_a_member_is_an_ordered_end_of_the_program(autojump_cl
     assert lab.diary[2:] == ["actor is asked", "actor ended", "logger is asked", "logger ended"]
 
 
+class NoOrdinaryError(BaseException):
+    """As some test and task libraries have them, to pass every `except Exception`."""
+
+
+@pytest.mark.parametrize("error", [NoOrdinaryError("out"), GeneratorExit()], ids=lambda error: type(error).__name__)
+async def test_a_member_that_raises_what_is_no_exception_ends_the_lab_in_order(autojump_clock, error):
+    """Its siblings are asked to end, it is in the report, and its error leaves the block."""
+    lab = Lab(
+        {
+            "v2": lambda lab: [lab.member("logger"), lab.failing("strange", error)],
+            "v4": lambda lab: [lab.member("actor")],
+        }
+    )
+    with pytest.raises(type(error)) as caught:
+        await lab.run()
+    assert caught.value is error
+    assert lab.diary[2:] == ["actor is asked", "actor ended", "logger is asked", "logger ended"]
+    assert lab.manager.report.reason == f"strange ended by {type(error).__name__}"
+    assert [member.name for member in lab.manager.report.failed] == ["strange"]
+    assert lab.manager.report.exit_code == 1
+
+
 async def test_a_fault_of_the_lab_stops_nothing(autojump_clock):
     """A member that fails by an OSError is in the report; all others went on, and the block raises nothing."""
     lab = Lab(

@@ -104,8 +104,8 @@ class DoorClosedError(DaqError, ConnectionError):
 class DoorInterruptedError(DoorClosedError):
     """A thread is to stop, and is told so by the call that it is at or makes next, once; then its doors serve again.
 
-    A call that writes and expects nothing raises it when it has written. So what it does on the way out (``finally``, a shutdown procedure) reaches the instrument, for as long as its
-    member may take to stop.
+    A call that writes and expects nothing raises it when it has written. So what it does on the way out (``finally``, a
+    shutdown procedure) reaches the instrument, for as long as its member may take to stop.
     """
 
     def __str__(self) -> str:

@@ -26,7 +26,19 @@ MODULES = [
     *(
         f"lifecycle/{name}.py"
         for name in (
-            *("manager", "stage", "member", "side", "dual", "supervision", "driver_member", "safe_state", "lines"),
+            *(
+                "manager",
+                "block_failure",
+                "alone",
+                "stage",
+                "member",
+                "side",
+                "dual",
+                "supervision",
+                "driver_member",
+                "safe_state",
+                "lines",
+            ),
             *(
                 "report",
                 "shutdown",

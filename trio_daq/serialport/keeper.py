@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from trio_daq.errors import DaqError, LineUnusableError, PortBusyError
+from trio_daq.errors import DaqError, LeaseRevokedError, LineUnusableError, PortBusyError
 from trio_daq.serialport.line import SerialLine
 from trio_daq.serialport.state import LineState
 from trio_daq.sharing import Lease
@@ -44,10 +44,9 @@ async def _look(lease: Lease, line: SerialLine) -> None:
     if lease.holder is not None:
         return  # who has it sees for themselves
     try:
-        async with lease.hold(KEEPER, 0) as claim:
-            if claim.alive:
-                line.catch_up(trio.current_time())
-    except (PortBusyError, trio.ClosedResourceError):
+        async with lease.hold(KEEPER, 0):
+            line.catch_up(trio.current_time())
+    except (PortBusyError, LeaseRevokedError, trio.ClosedResourceError):
         pass
     except trio.BrokenResourceError:
         await line.hang_up()
@@ -57,10 +56,9 @@ async def _mend(lease: Lease, line: SerialLine, make_ready: Callable[[], Awaitab
     try:
         if line.state is LineState.LOST:
             await line.wait_next_try()
-        async with lease.hold(KEEPER, _PATIENCE) as claim:
+        async with lease.hold(KEEPER, _PATIENCE):
             with trio.move_on_after(_PATIENCE):
-                if claim.alive:  # else it was made safe between the grant and this
-                    await make_ready()
+                await make_ready()
     except LineUnusableError as error:
         await line.pause(error.retry_in or _HEARTBEAT)
     except (DaqError, trio.BrokenResourceError):

@@ -450,6 +450,9 @@ async def test_each_thread_of_a_script_is_told_and_may_clean_up(lab: Lab) -> Non
     assert sorted(lab.notes) == ["helper 0", "helper 1"]
     assert set(meter.statistics().executed) == {"old"}
     assert (report.outcome, report.abandoned_threads) == ("drained", ())
+    with trio.move_on_after(2):  # they are not answered, so they are in the log a moment later
+        while lab.commands()[-2:] != ["*RST", "*RST"]:  # noqa: ASYNC110
+            await trio.sleep(0.01)
     assert lab.commands()[-2:] == ["*RST", "*RST"]
 
 

@@ -125,13 +125,16 @@ async def test_a_revoked_holder_may_ask_again(autojump_clock):
 
 
 async def test_revoked_before_its_first_step(autojump_clock):
-    """Who is handed a lease and loses it again in the same turn enters with a dead claim, and the third has it."""
+    """Who is handed a lease and loses it again in the same turn does not enter, is told why, and the third has it."""
     lease = Lease("stage")
     claims, seen = {}, []
 
     async def unlucky():
-        async with lease.hold("unlucky", 50) as claim:
-            seen.append((claim.alive, claim.revoked, lease.holder))
+        try:
+            async with lease.hold("unlucky", 50):
+                seen.append("entered")
+        except LeaseRevokedError as error:
+            seen.append((error.reason, error.sent, lease.holder))
 
     async with trio.open_nursery() as nursery, lease.hold("first"):
         nursery.start_soon(unlucky)
@@ -142,7 +145,7 @@ async def test_revoked_before_its_first_step(autojump_clock):
         lease.revoke("twice")
         assert lease.holder == "third"
         await until_blocked()
-        assert seen == [(False, "twice", "third")]
+        assert seen == [("twice", "no", "third")]
         assert claims["third"].alive
     assert_nothing_left(lease)
 

@@ -108,19 +108,19 @@ async def test_restarted_meter_refuses_and_comes_back_without_memory(tmp_path: P
     async with meter(tmp_path / "log") as lab:
         with connect(lab) as client:
             assert client.ask(b"BOGUS;*OPC?") == b"1\n"
-            await lab.restart_meter(1.0)  # long enough for a computer that is busy just then
+            await lab.restart_meter(2.0)  # long enough for a computer that is busy just then
             began = time.monotonic()
             with suppress(ConnectionResetError):
                 assert client.read() == b""
         while not await is_refused():
-            assert time.monotonic() - began < 0.5
+            assert time.monotonic() - began < 1.5
         while await is_refused():  # noqa: ASYNC110 - it cannot be waited for otherwise
             await trio.sleep(0.01)
-        assert 0.8 < time.monotonic() - began < 5
+        assert 1.8 < time.monotonic() - began < 8
         with connect(lab) as client:
             assert client.ask(b"SYST:ERR?") == b'0,"No error"\n'
     (fault,) = [entry for entry in read_log(tmp_path / "log") if entry.event == "fault"]
-    assert (fault.fault, fault.text) == ("restart", "1 s")
+    assert (fault.fault, fault.text) == ("restart", "2 s")
 
 
 async def test_restart_ends_a_slow_answer(tmp_path: Path) -> None:

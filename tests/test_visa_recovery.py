@@ -144,6 +144,47 @@ async def test_transaction_is_broken_by_somebody_who_reconnects(instrument: Inst
             await line.query("READ?")
 
 
+@pytest.mark.parametrize("first", ["query", "write", "batch"])
+async def test_transaction_begins_with_its_first_command(instrument: Instrument, first: str) -> None:
+    """A connection that ended before anything of a transaction was sent is none of its business: it goes on over the
+    next one, and is broken only by the end of that."""
+    async with session_of(instrument, timeout=5) as session:
+        assert await session.query("LAST? one") == "one"
+        await wait_until(lambda: instrument.census.open == 0)
+        async with session.transaction("scan") as line:
+            if first == "query":
+                assert await line.query("ECHO? 1") == "1"
+            elif first == "write":
+                await line.write("CONF:VOLT")
+            else:
+                assert await line.batch(["CONF:VOLT", "ECHO? 1"]) == ["", "1"]
+            assert await line.query("LAST? two") == "two"
+            await wait_until(lambda: instrument.census.open == 0)
+            with pytest.raises(TransactionBrokenError) as caught:
+                await line.query("ECHO? 2")
+            assert caught.value.sent == "no"
+        assert await session.query("ECHO? 3") == "3"
+    assert "ECHO? 2" not in instrument.commands
+    assert session.statistics().reconnects == 2
+
+
+async def test_commands_of_a_transaction_stay_together(instrument: Instrument) -> None:
+    """Those that waited behind its first one when the connection was opened again belong to it as well."""
+    async with session_of(instrument, timeout=5) as session:
+        assert await session.query("LAST? one") == "one"
+        await wait_until(lambda: instrument.census.open == 0)
+        async with session.transaction("scan") as line:
+            pending = [line.submit(text) for text in ("ECHO? 1", "LAST? 2", "ECHO? 3", "ECHO? 4")]
+            assert [await each.wait() for each in pending[:2]] == ["1", "2"]
+            for each in pending[2:]:
+                with pytest.raises((TransactionBrokenError, LineLostError)):
+                    await each.wait()
+            with pytest.raises(TransactionBrokenError):
+                await line.query("ECHO? 5")
+    assert instrument.commands[:3] == ["LAST? one", "ECHO? 1", "LAST? 2"]
+    assert "ECHO? 5" not in instrument.commands
+
+
 async def test_transaction_that_is_held_for_too_long_is_taken_back(instrument: Instrument) -> None:
     """After max_hold its block is cancelled and raises `LeaseRevokedError`, its guard is dead, and who waits is next:
     with the right reply, although one was still owed to it."""

@@ -40,11 +40,11 @@ class Census:
 class Instrument:
     """What it answers.
 
-    ``ECHO? X`` and ``ECHO X``: X. ``WAIT? SECONDS X``: X after a while. ``COUNT? SECONDS``: after a while, how often
-    it was asked that. ``SAY X``: X, although it is no query. ``TWICE? X``: X, two times in one go. ``MUTE?``: nothing.
-    ``DROP?``: the end of the connection. ``print(X)``: X. ``FLOOD``: lines without an end. ``*OPC`` and ``*ESR?``: as
-    in IEEE 488.2, an operation takes `busy_for`. ``BOGUS``: an error for the queue that ``SYST:ERR?`` reads. `answers`
-    has what else it answers; the rest it takes in silence.
+    ``ECHO? X`` and ``ECHO X``: X. ``WAIT? SECONDS X``: X after a while. ``COUNT? SECONDS``: after a while, how often it
+    was asked that. ``SAY X``: X, although it is no query. ``TWICE? X``: X, two times in one go. ``MUTE?``: nothing.
+    ``DROP?``: the end of the connection. ``LAST? X``: X, and the end of the connection. ``print(X)``: X. ``FLOOD``:
+    lines without an end. ``*OPC`` and ``*ESR?``: as in IEEE 488.2, an operation takes `busy_for`. ``BOGUS``: an error
+    for the queue that ``SYST:ERR?`` reads. `answers` has what else it answers; the rest it takes in silence.
     """
 
     def __init__(self, census: Census | None = None) -> None:
@@ -104,6 +104,8 @@ class Instrument:
                         taken.until = trio.current_time()
                         if reply is not None:
                             await stream.send_all(reply.encode() + b"\n")
+                        if taken.command.startswith("LAST?"):
+                            return
                 await trio.sleep(self.farewell)
             except trio.BrokenResourceError:
                 return
@@ -112,7 +114,7 @@ class Instrument:
         await trio.sleep(self.delay)
         verb, _, text = command.partition(" ")
         match verb:
-            case "ECHO?" | "ECHO" | "SAY":
+            case "ECHO?" | "ECHO" | "SAY" | "LAST?":
                 return text
             case "WAIT?":
                 seconds, _, text = text.partition(" ")

@@ -152,7 +152,7 @@ class InstrumentError(DaqError, ValueError):
 
 @error
 class TransactionBrokenError(DaqError, ConnectionError):
-    """The connection was opened anew inside a transaction: what was set up before may be gone."""
+    """The connection was opened anew inside a transaction: what it has set up so far may be gone."""
 
     resource: str
     owner: str
@@ -162,8 +162,8 @@ class TransactionBrokenError(DaqError, ConnectionError):
 
     def __str__(self) -> str:
         return (
-            f"{self.resource}: {self.command!r} of {self.owner!r} was not sent: the connection was opened anew since "
-            f"their transaction began ({self.reason}), and the instrument may have lost what was set up in it. "
+            f"{self.resource}: {self.command!r} of {self.owner!r} was not sent: the connection was opened anew after "
+            f"their transaction had sent something ({self.reason}), and the instrument may have lost that. "
             "Leave the transaction and begin it again."
         )
 

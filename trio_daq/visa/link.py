@@ -233,7 +233,7 @@ class VisaLink:
         transport = self.transport
         if transport is None or self.state != "open":
             raise LineLostError(resource=self.resource, owner=order.owner, reason=self.trouble, sent="no")
-        if order.epoch not in (None, self.epoch):
+        if order.bond is not None and order.bond.epoch not in (None, self.epoch):
             raise TransactionBrokenError(
                 resource=self.resource, owner=order.owner, command=order.text, reason=self.last_trouble
             )
@@ -361,6 +361,8 @@ class VisaLink:
             self._soil("an exchange was given up")
             raise
         finally:
+            if order.bond is not None and order.sent != "no":
+                order.bond.epoch = self.epoch
             if not is_done:
                 self.tally.note_broken_off(order, transport)
         self.tally.note_done(order, begun)

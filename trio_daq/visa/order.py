@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
+import attrs
 import outcome
 import trio
 
@@ -29,6 +30,14 @@ Priority = Literal["urgent", "normal", "background"]
 Replies = list[bytes]
 
 
+@attrs.define(eq=False)
+class Bond:
+    """What keeps the orders of a transaction together: the connection over which the first of them was sent."""
+
+    epoch: int | None = None
+    """Which one that was, counted by the link; None as long as nothing was sent."""
+
+
 class Order:
     """A command or a batch, who wants it, until when, and how far it has come.
 
@@ -44,7 +53,7 @@ class Order:
 
     Attributes:
         patron: The session that took it, whose end is its end.
-        epoch: The connection that it is meant for, None for any.
+        bond: What it shares with the other orders of its transaction, None outside of one.
         queue: Where it waits, None once it was taken out.
         home: Where it waited first.
         setbacks: How often it was taken out and put back.
@@ -61,9 +70,9 @@ class Order:
         "_waiter",
         "agent",
         "asked_at",
+        "bond",
         "bypasses",
         "deadline",
-        "epoch",
         "home",
         "link",
         "owner",
@@ -94,7 +103,7 @@ class Order:
         *,
         work: Callable[[Order], Awaitable[Replies]],
         patron: object = None,
-        epoch: int | None = None,
+        bond: Bond | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.link = link
@@ -104,7 +113,7 @@ class Order:
         self.priority: Priority = priority
         self.work = work
         self.patron = patron
-        self.epoch = epoch
+        self.bond = bond
         self.progress = progress
         self.asked_at = trio.current_time()
         self.deadline = self.asked_at + timeout

@@ -1,7 +1,7 @@
 """Several commands of one owner, between which nobody else's come.
 
 A transaction stands in the queue like a command; when its turn has come, the worker takes orders from its own queue
-until it ends. It knows nothing of connections but how often they were opened.
+until it ends. Of connections it knows only that its orders want one in common.
 
 Invariants: from being begun until being ended it is the link's `exclusive`; it holds the link's lease inside that time.
 """
@@ -18,7 +18,7 @@ from trio_daq.errors import DaqError, GuardReleasedError, PortBusyError
 from trio_daq.sharing import Claim, Done, owner_name
 from trio_daq.visa.lane import Lane
 from trio_daq.visa.link import VisaLink
-from trio_daq.visa.order import Order, Priority, Replies
+from trio_daq.visa.order import Bond, Order, Priority, Replies
 from trio_daq.visa.queue import CommandQueue
 from trio_daq.visa.settings import VisaSessionConfig
 from trio_daq.visa.transport import Progress, Request
@@ -28,8 +28,8 @@ from trio_daq.visa.verbs import CommandVerbs
 class Transaction(CommandVerbs):
     """An ``async with`` block that has an instrument to itself; made by `VisaSessionManager.transaction`.
 
-    Its commands refuse to go on over another connection than the one it began on (`TransactionBrokenError`), and once
-    it was taken back (`LeaseRevokedError`).
+    Its commands refuse to go on over another connection than the one over which the first of them was sent
+    (`TransactionBrokenError`), and once it was taken back (`LeaseRevokedError`).
 
     Args:
         patron: The session.
@@ -58,7 +58,7 @@ class Transaction(CommandVerbs):
         self._max_hold = max_hold
         self._queue = CommandQueue(config.queue_size)
         self._claim: Claim | None = None
-        self._epoch = 0
+        self._bond = Bond()
 
     @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Self:
@@ -108,7 +108,6 @@ class Transaction(CommandVerbs):
             )
 
     async def _begin(self, _: Order) -> Replies:
-        self._epoch = self._link.epoch
         self._link.exclusive = self._queue
         return []
 
@@ -119,8 +118,8 @@ class Transaction(CommandVerbs):
         if link.exclusive is self._queue:
             link.exclusive = None
             in_flight = link.in_flight
-            # Its own has its epoch; to reconnect, which anybody may meanwhile, has none.
-            is_mine = in_flight is not None and in_flight.epoch == self._epoch
+            # To reconnect, which anybody may meanwhile, is not its own.
+            is_mine = in_flight is not None and in_flight.bond is self._bond
             if in_flight is not None and is_mine and self._claim is not None and self._claim.revoked is not None:
                 in_flight.fail(self._refusal(in_flight))
                 link.hurry()
@@ -163,6 +162,6 @@ class Transaction(CommandVerbs):
             priority,
             work=self._link.carry_out,
             patron=self._patron,
-            epoch=self._epoch,
+            bond=self._bond,
             progress=progress,
         )

@@ -34,8 +34,8 @@ class CommandVerbs(ABC):
     not end in time, `LineLostError` if the connection failed while it was in flight, `LineUnusableError` if the
     connection could not be made trustworthy, `SessionClosedError`, `DeadlockError` if it would have to wait for its own
     task, `InstrumentError` if ``check_errors`` found any. In a transaction also `TransactionBrokenError` if the
-    connection was opened anew, `LeaseRevokedError` if it was taken back, and `GuardReleasedError` after its end. Each
-    says by ``sent`` whether the instrument may act on it.
+    connection was opened anew since it sent something, `LeaseRevokedError` if it was taken back, and
+    `GuardReleasedError` after its end. Each says by ``sent`` whether the instrument may act on it.
 
     Cancelled before it was sent, a command never will be; cancelled later, it is finished and its reply dropped.
     """

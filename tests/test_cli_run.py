@@ -296,6 +296,31 @@ def test_polling_an_instrument_that_is_silent_goes_on_and_says_so(tmp_path):
     assert "poll" in out
 
 
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_impatient_user_does_not_change_the_exit_code(tmp_path: Path, second: signal.Signals) -> None:
+    """A signal that comes when the lab has ended, and the interpreter has not yet, is of no effect any more."""
+    (tmp_path / "naps.py").write_text(
+        "import atexit, time\n"
+        "def end():\n    print('ending', flush=True)\n    time.sleep(0.5)\n"
+        "async def nap(context):\n    atexit.register(end)\n    await context.stopping.wait()\n"
+    )
+    member = "[[v2.instruments]]\nid = 'nap'\ndriver = 'naps:nap'\n"
+    (tmp_path / "lab.toml").write_text(f"[v2]\n{member}[recording]\nenabled = false\n")
+    command = trio_daq("run", str(tmp_path / "lab.toml"))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert "Ctrl-C" in process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            while process.stdout.readline() != "ending\n":
+                assert process.poll() is None
+            process.send_signal(second)
+            errors = process.stderr.read()
+            assert process.wait(10) == 130
+            assert "KeyboardInterrupt" not in errors
+        finally:
+            process.kill()
+
+
 def test_a_reader_that_is_gone_does_not_keep_the_lab(tmp_path):
     """`trio-daq run lab.toml | head -1` ends in order when it is told to, though nobody reads its report."""
     (tmp_path / "naps.py").write_text("async def nap(context):\n    await context.stopping.wait()\n")

@@ -39,7 +39,7 @@ def run_config(path: Path) -> int:
         for line in report.unsafe if recorded else ():  # nothing that is printed may push this out of sight
             _say(console, str(line), soft_wrap=True)
 
-    return run(config, until_ended, on_report=show, guarded=True)
+    return run(config, until_ended, on_report=show, guarded=True, exits=True)
 
 
 def _say(console: Console, text: str, *, soft_wrap: bool = False) -> None:

@@ -33,6 +33,7 @@ def run(
     *,
     on_report: Callable[[ShutdownReport], object] | None = None,
     guarded: bool = False,
+    exits: bool = False,
 ) -> int:
     """Run a lab until *main* returns, all its members have ended, or a signal comes; stop it in order.
 
@@ -49,6 +50,8 @@ def run(
         guarded: Start a guardian, as ``trio-daq run`` does: a process that makes the lines safe that have a
             ``safe_state`` if this one is killed, or its event loop stands still for ``guard_after``, which ends it.
             POSIX only; elsewhere there is none.
+        exits: The process does nothing any more after this: from the end of the lab on, signals are ignored, so that
+            one which comes while the interpreter is ending does not take the place of the exit code.
 
     Returns:
         The exit code: 0 ended by itself, 1 a member failed, 3 a member was stuck, 4 a line was not made
@@ -60,7 +63,7 @@ def run(
         Exception: Whatever *main* raised, or the bug that a member failed by, after the lab was stopped.
     """
     settings = config if isinstance(config, DualConfig) else DualConfig.load_from_file(config)
-    return trio.run(run_lab, settings, main, on_report, guarded, restrict_keyboard_interrupt_to_checkpoints=True)
+    return trio.run(run_lab, settings, main, on_report, guarded, exits, restrict_keyboard_interrupt_to_checkpoints=True)
 
 
 async def run_lab(
@@ -68,6 +71,7 @@ async def run_lab(
     main: Callable[[DualRuntimeManager], Awaitable[object]] | None = None,
     on_report: Callable[[ShutdownReport], object] | None = None,
     guarded: bool = False,
+    exits: bool = False,
 ) -> int:
     """Do what `run` does, inside a Trio program."""
     guardians: list[Guardian] = []
@@ -98,7 +102,7 @@ async def run_lab(
 
         guardians.append(Guardian(config))
         trio.lowlevel.spawn_system_task(guardians[0].beat)
-    with watchdog, described_on_sigquit(manager), stop_on_signals(manager) as caught:
+    with watchdog, described_on_sigquit(manager), stop_on_signals(manager, exits=exits) as caught:
         try:
             async with manager:
                 await manager.start()
@@ -126,11 +130,12 @@ def _dismiss(guardians: Iterable[Guardian]) -> None:
 
 
 @contextmanager
-def stop_on_signals(manager: Manager) -> Iterator[list[int]]:
+def stop_on_signals(manager: Manager, *, exits: bool = False) -> Iterator[list[int]]:
     """Let signals stop *manager* for the length of a ``with`` block, and list those that came.
 
     Our own handlers, not Trio's receiver: that one merges signals which come while the event loop is blocked, so the
-    third of a user who has lost patience would not be counted. Outside of the main thread it does nothing.
+    third of a user who has lost patience would not be counted. If the process *exits* then, signals are ignored from
+    the end of the block on. Outside of the main thread it does nothing.
     """
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -153,7 +158,7 @@ def stop_on_signals(manager: Manager) -> Iterator[list[int]]:
         yield caught
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if exits else handler)
 
 
 def _is_nohup(number: signal.Signals) -> bool:

@@ -1,5 +1,6 @@
 """Doors through which old blocking code reaches shared instruments from its own thread."""
 
+from trio_daq.legacy.blocking_serial import BlockingSerial
 from trio_daq.legacy.context import ThreadContext
 from trio_daq.legacy.device_door import DeviceDoor
 from trio_daq.legacy.host import DoorHost, Interruption, Job
@@ -8,6 +9,7 @@ from trio_daq.legacy.serial_door import SerialDoor, SerialSequence
 from trio_daq.legacy.visa_door import VisaDoor, VisaTransaction
 
 __all__ = [
+    "BlockingSerial",
     "DeviceDoor",
     "DoorHost",
     "ImplicitLease",

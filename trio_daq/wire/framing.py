@@ -39,8 +39,10 @@ class ReceiveBuffer:
         """Return a copy of everything that waits here."""
         return bytes(self._bytes)
 
-    def take_until(self, terminator: bytes) -> bytes | None:
+    def take_until(self, terminator: bytes, most: int | None = None) -> bytes | None:
         """Take the first message up to and including *terminator*, or return None if it is not complete yet.
+
+        With *most*, a message is also complete with that many bytes.
 
         The search goes on where the last one for the same terminator ended, so a long message that arrives in many
         pieces costs linear time.
@@ -53,6 +55,8 @@ class ReceiveBuffer:
                 raise ValueError("a terminator needs at least one byte")
             self._terminator, self._searched = terminator, 0
         found = self._bytes.find(terminator, self._searched)
+        if most is not None and len(self._bytes) >= most and not 0 <= found <= most - len(terminator):
+            return self._take(most)
         if found < 0:
             self._searched = max(0, len(self._bytes) - len(terminator) + 1)
             return None

@@ -3,6 +3,7 @@
 from trio_daq.legacy.blocking_serial import BlockingSerial
 from trio_daq.legacy.context import ThreadContext
 from trio_daq.legacy.device_door import DeviceDoor
+from trio_daq.legacy.directory import LineDirectory, offer, register, served_by
 from trio_daq.legacy.host import DoorHost, Interruption, Job
 from trio_daq.legacy.implicit_lease import ImplicitLease
 from trio_daq.legacy.serial_door import SerialDoor, SerialSequence
@@ -15,9 +16,13 @@ __all__ = [
     "ImplicitLease",
     "Interruption",
     "Job",
+    "LineDirectory",
     "SerialDoor",
     "SerialSequence",
     "ThreadContext",
     "VisaDoor",
     "VisaTransaction",
+    "offer",
+    "register",
+    "served_by",
 ]

@@ -13,9 +13,10 @@ said in one sentence for each kind of trouble, and never raises.
 from __future__ import annotations
 
 import math
+import operator
 import statistics
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import attrs
 
@@ -24,8 +25,9 @@ from trio_daq.drivers.comparison_report import ComparisonReport, Difference, Tol
 
 _KEPT = 100
 """Differences and kinds of trouble that a report shows; what comes after these is only counted."""
-_SILENT = 3.0
-"""Times its longest pause so far, after which a side counts as silent."""
+_SILENT = 10.0
+"""Seconds after which a side counts as silent, if it has never paused for so long: one side of a lab stops before the
+other, and that is no silence."""
 
 
 class Comparison:
@@ -126,7 +128,7 @@ class Comparison:
             yield f"{trouble} ({count} {'pair' if count == 1 else 'pairs'})"
         silent = False
         for side, other in ((self._old, self._new), (self._new, self._old)):
-            sentence = side.silence(other, self._tolerance.within)
+            sentence = side.silence(other)
             if sentence is not None:
                 silent = True
                 yield sentence
@@ -144,7 +146,9 @@ class _Judged:
     def add(self, one: Difference) -> None:
         self.count += 1
         self.agreeing += one.is_allowed
-        if self.worst is None or _excess(one) > _excess(self.worst):
+        if self.worst is None or _excess(one.difference, one.allowed) > _excess(
+            self.worst.difference, self.worst.allowed
+        ):
             self.worst = one
 
 
@@ -168,13 +172,13 @@ class _Side:
         reading = self.waiting.popleft()
         self.unpaired = Unpaired(count=self.unpaired.count + 1, first=self.unpaired.first or reading, last=reading)
 
-    def silence(self, other: _Side, within: float) -> str | None:
+    def silence(self, other: _Side) -> str | None:
         if self.last is None:
             return f"nothing came from {self.name}"
         if other.last is None:
             return None
         silent_for = (other.last.monotonic_ns - self.last.monotonic_ns) / 1e9
-        if silent_for <= _SILENT * self.longest_pause + within:
+        if silent_for <= max(_SILENT, 2 * self.longest_pause):
             return None
         return f"nothing has come from {self.name} since {clock_time(self.last.time_ns)}, for {silent_for:.3g} s"
 
@@ -197,32 +201,34 @@ def _trouble(old: Reading, new: Reading) -> str | None:
 def _median_difference(pairs: list[tuple[Reading, Reading]], tolerance: Tolerance) -> Difference:
     """Return the median difference over *pairs*; of rows of numbers, that of the place which is the farthest out."""
     first, last = pairs[0], pairs[-1]
-    old_columns = zip(*(_numbers(old.value) for old, _ in pairs), strict=True)
-    new_columns = zip(*(_numbers(new.value) for _, new in pairs), strict=True)
-    found: Difference | None = None
-    for index, (olds, news) in enumerate(zip(old_columns, new_columns, strict=True)):
-        old, new = statistics.median(olds), statistics.median(news)
-        one = Difference(
-            old=old,
-            new=new,
-            difference=statistics.median(b - a for a, b in zip(olds, news, strict=True)),
-            allowed=max(tolerance.absolute, tolerance.relative * max(abs(old), abs(new))),
-            unit=first[0].unit,
-            began_ns=min(reading.time_ns for reading in first),
-            ended_ns=max(reading.time_ns for reading in last),
-            index=index if isinstance(first[0].value, tuple) else None,
-        )
-        if found is None or _excess(one) > _excess(found):
-            found = one
-    assert found is not None
-    return found
+    olds, news = ([_numbers(pair[side].value) for pair in pairs] for side in (0, 1))
+    old, new = _medians(olds), _medians(news)
+    apart = _medians([tuple(map(operator.sub, b, a)) for a, b in zip(olds, news, strict=True)])
+    allowed = [max(tolerance.absolute, tolerance.relative * max(abs(a), abs(b))) for a, b in zip(old, new, strict=True)]
+    index = max(range(len(apart)), key=lambda place: _excess(apart[place], allowed[place]))
+    return Difference(
+        old=old[index],
+        new=new[index],
+        difference=apart[index],
+        allowed=allowed[index],
+        unit=first[0].unit,
+        began_ns=min(reading.time_ns for reading in first),
+        ended_ns=max(reading.time_ns for reading in last),
+        index=index if isinstance(first[0].value, tuple) else None,
+    )
 
 
-def _excess(one: Difference) -> float:
-    """How far it is out, in parts of what is allowed."""
-    if one.difference == 0:
+def _medians(rows: Sequence[tuple[float, ...]]) -> Sequence[float]:
+    """Return the median of each place."""
+    return rows[0] if len(rows) == 1 else [statistics.median(column) for column in zip(*rows, strict=True)]
+
+
+def _excess(difference: float, allowed: float) -> float:
+    """How far it is out, in parts of what is allowed. What overflowed on the way is out by as much as can be."""
+    if difference == 0:
         return 0.0
-    return abs(one.difference) / one.allowed if one.allowed else math.inf
+    excess = abs(difference) / allowed if allowed else math.inf
+    return math.inf if math.isnan(excess) else excess
 
 
 def _numbers(value: Value) -> tuple[float, ...]:

@@ -103,6 +103,14 @@ def test_window_of_one_judges_each_pair() -> None:
     assert difference.allowed == pytest.approx(0.051)
 
 
+def test_long_list_of_differences_is_cut() -> None:
+    """The first hundred are kept, the text has the first ten, and all are counted."""
+    report = compare([reading(1.0, at) for at in range(150)], [reading(2.0, at) for at in range(150)], window=1)
+    assert (report.windows, report.windows_agreeing, len(report.differences)) == (150, 0, 100)
+    assert str(report).count("differs:") == 10
+    assert "and 140 windows more" in str(report)
+
+
 def test_absolute_tolerance_counts_near_zero() -> None:
     """Where values are about zero, a part of them allows nothing, and the absolute tolerance says what is."""
     old, new = [reading(1e-6, at) for at in range(3)], [reading(-1e-6, at) for at in range(3)]
@@ -238,6 +246,18 @@ def test_nothing_that_was_ever_measured_crashes_it() -> None:
         assert str(report)
 
 
+def test_a_difference_that_overflows_is_one() -> None:
+    """Values at the ends of what a float can hold do not agree because their difference is no number."""
+    most = 1.7e308
+    report = compare(
+        [reading((1.0, most), 0), reading((1.0, -most), 1)],
+        [reading((1.0, -most), 0), reading((1.0, most), 1)],
+        window=2,
+        absolute=1.0,
+    )
+    assert (report.windows, report.windows_agreeing) == (1, 0)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -293,6 +313,31 @@ async def test_shadow_publishes_the_difference_of_each_window_and_warns_once(cap
     first, last = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert "old and new differ in volts" in first
     assert "old/volts and new/volts DO NOT AGREE: 0 of 3 windows agree" in last
+
+
+async def test_what_is_published_while_it_stops_counts() -> None:
+    """Readings that come in the moment of the stop are in its report, in whatever order tasks run then."""
+    for _ in range(30):
+        distributor = DataDistributor()
+        context = DriverContext(DataPublisher(distributor, "shadow"))
+        reports: list[ShadowReport] = []
+
+        async def run(context: DriverContext, reports: list[ShadowReport]) -> None:
+            reports.append(await shadow(context=context, old="old", new="new", tolerance=Tolerance(window=1)))
+
+        async def publish_when_stopping(distributor: DataDistributor, stopping: trio.Event) -> None:
+            await stopping.wait()
+            for number in range(3):
+                for side in ("old", "new"):
+                    at = reading(1.0, instrument=side)
+                    distributor.publish_nowait(attrs.evolve(at, seq=number, monotonic_ns=number))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run, context, reports)
+            nursery.start_soon(publish_when_stopping, distributor, context.stopping)
+            await trio.testing.wait_all_tasks_blocked()
+            context.stopping.set()
+        assert [one.pairs for one in reports[0].channels] == [3]
 
 
 async def test_shadow_takes_all_channels_by_their_names() -> None:

@@ -9,6 +9,9 @@ import attrs
 
 from trio_daq.data import Reading
 
+_SHOWN = 10
+"""Differences in the text of a report; `ComparisonReport.differences` has more."""
+
 
 def _is_finite(_: object, attribute: attrs.Attribute[float], value: float) -> None:
     if isinstance(value, bool) or not 0 <= value < math.inf:
@@ -143,7 +146,9 @@ class ComparisonReport:
         lines = [f"{self.old} and {self.new} {verdict}: {windows}, {pairs}"]
         lines += [f"  worst window: {self.worst_window}"] if self.worst_window is not None else []
         lines += [f"  worst pair:   {self.worst_pair}"] if self.worst_pair is not None else []
-        lines += [f"  differs: {one}" for one in self.differences]
+        lines += [f"  differs: {one}" for one in self.differences[:_SHOWN]]
+        if (more := self.windows - self.windows_agreeing - _SHOWN) > 0:
+            lines.append(f"  and {more} windows more")
         lines += [f"  problem: {one}" for one in self.problems]
         lines += [f"  unpaired: old {self.unpaired_old}; new {self.unpaired_new}"]
         return "\n".join(lines)

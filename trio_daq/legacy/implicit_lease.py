@@ -62,8 +62,8 @@ class ImplicitLease(Generic[_T]):
         verbs: Told what that block gives; returns what can be asked for.
         patience: Seconds that entering the block takes at most.
         linger: Seconds after the last write or read at which a line that was kept is given back.
-        moment: Seconds for which it is kept after a write that is not answered, and after a whole reply; 0 where a reply
-            tells its end.
+        moment: Seconds for which it is kept after a write that is not answered, and after a whole reply; 0 where a
+            reply tells its end.
         interruption: Makes the error by which a thread is told to stop.
 
     Attributes:

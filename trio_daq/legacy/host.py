@@ -256,6 +256,12 @@ class DoorHost:
                 _give_up(call, token, sent)
             raise
 
+    def spawn(self, task: Callable[[], Awaitable[object]]) -> None:
+        """Run *task* until it ends or the host does, on behalf of nobody. Called by a job."""
+        assert self._nursery is not None
+        with on_behalf_of(None), acting_as(self.owner), living_by(self._pulse):
+            self._nursery.start_soon(task, name=f"lease of {self.owner}")
+
     def tell(self, note: Callable[[], object]) -> None:
         """Have ``note()`` called in the Trio thread, without waiting for it; unlike a job it is never given up."""
         if self._token is not None:

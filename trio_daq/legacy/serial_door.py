@@ -12,7 +12,7 @@ from trio_daq.legacy.host import DoorHost, Interruption, Job, Verbs
 from trio_daq.serialport import ModemLines, SerialGuard, SharedSerialPort
 from trio_daq.sharing import checked_timeout
 
-_DRIVER = 10.0
+DRIVER_TIMEOUT = 10.0
 """Seconds that a driver may take for what cannot be interrupted."""
 
 
@@ -82,7 +82,7 @@ class SerialDoor:
         name = self._host.owner if owner is None else owner
         patience = self._port.config.acquire_timeout if timeout is None else checked_timeout(timeout)
         hold = Hold(self._host, self._port.path, type(self).interruption)
-        hold.enter(lambda: self._port.acquire(name, timeout, station), _verbs, patience)
+        hold.enter(lambda: self._port.acquire(name, timeout, station), guard_verbs, patience)
         failed = True
         try:
             yield SerialSequence(hold, self._port.config.timeout)
@@ -155,10 +155,12 @@ class SerialSequence:
         return self._hold.call(Job(verb, arguments, {"timeout": timeout, **options}, patience))
 
     def _drive(self, verb: str, *arguments: Any, **options: Any) -> Any:
-        return self._hold.call(Job(verb, arguments, options, _DRIVER))
+        return self._hold.call(Job(verb, arguments, options, DRIVER_TIMEOUT))
 
 
-def _verbs(guard: SerialGuard) -> Verbs:
+def guard_verbs(guard: SerialGuard) -> Verbs:
+    """Return what can be asked of *guard*."""
+
     async def discard_input() -> bytes:
         return guard.discard_input()
 

@@ -153,8 +153,10 @@ def test_a_driver_that_fits_is_resolved(
         (
             "sweep",
             {"visa": "d", "kind": "thread"},
-            "x.kind: 'thread' does not fit: {m}:sweep ({m}.py:7) is an async function; write kind = 'task' or nothing, "
-            "or 'asyncio' if it is written for asyncio",
+            (
+                "x.kind: 'thread' does not fit: {m}:sweep ({m}.py:7) is an async function; write kind = 'task' or "
+                "nothing, or 'asyncio' if it is written for asyncio"
+            ),
         ),
         (
             "bare",
@@ -164,7 +166,10 @@ def test_a_driver_that_fits_is_resolved(
         (
             "bare",
             {"kind": "asyncio"},
-            "x.kind: 'asyncio' does not fit: {m}:bare ({m}.py:16) is a plain callable; write kind = 'thread' or nothing",
+            (
+                "x.kind: 'asyncio' does not fit: {m}:bare ({m}.py:16) is a plain callable; "
+                "write kind = 'thread' or nothing"
+            ),
         ),
         ("stream", {}, "x.driver: {m}:stream ({m}.py:19) holds a 'yield', so calling it runs nothing; take it out"),
         ("astream", {}, "x.driver: {m}:astream ({m}.py:22) holds a 'yield', so calling it runs nothing; take it out"),

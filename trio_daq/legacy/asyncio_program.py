@@ -27,6 +27,9 @@ from trio_daq.serialport import SharedSerialPort
 from trio_daq.sharing import SharedDevice
 from trio_daq.visa import VisaSessionManager
 
+_FAREWELL = 0.1
+"""Seconds from the end of the doors to the cancellation of all that still runs."""
+
 
 class AsyncioProgram:
     """A coroutine function that is run once, with awaitable doors in place of the ports and sessions that it is given.
@@ -80,8 +83,8 @@ class AsyncioProgram:
         self._have_called(self._stop)
 
     def cut_off(self) -> None:
-        """Cancel all of its tasks, since its doors have closed. Called in any thread."""
-        self._have_called(self._cancel_all)
+        """Cancel all of its tasks in a moment, since its doors have closed. Called in any thread."""
+        self._have_called(self._cancel_all_soon)
 
     def was_ended_by_stop(self, error: BaseException | None) -> bool:
         """Return whether *error*, which it raised, was raised from the cancellation by which it was told to stop."""
@@ -109,6 +112,10 @@ class AsyncioProgram:
             self._context.stopping.set()
         if not knows and self._main is not None:
             self._main.cancel(f"{self._host.owner} is to stop")
+
+    def _cancel_all_soon(self) -> None:
+        # Not at once: the cancellation would come before the DoorClosedError of the calls that have just been cut off.
+        asyncio.get_running_loop().call_later(_FAREWELL, self._cancel_all)
 
     def _cancel_all(self) -> None:
         for task in asyncio.all_tasks():

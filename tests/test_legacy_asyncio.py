@@ -333,6 +333,7 @@ async def test_question_that_was_given_up_before_trio_came_to_it_is_never_asked(
                 await meter.query("MEAS:VOLT? ghost")
         except TimeoutError:
             lab.notes.append(time.monotonic())
+        assert await meter.query("*OPC?") == "1"
 
     member = await lab.spawn(program, meter=lab.meter)
     await lab.until(begun.is_set)
@@ -521,29 +522,35 @@ async def test_instrument_is_off_after_each_of_twenty_stops(lab: Lab) -> None:
         await lab.manager.start_v2()
 
 
-async def write_to_meter(stage: AsyncioSerialDoor, meter: AsyncioVisaDoor) -> None:
+async def write_to_meter(stage: AsyncioSerialDoor, meter: AsyncioVisaDoor, go: threading.Event) -> None:
     await meter.write("OUTP OFF")  # when the transaction of the test has ended
 
 
-async def write_to_stage(stage: AsyncioSerialDoor, meter: AsyncioVisaDoor) -> None:
+async def write_to_stage(stage: AsyncioSerialDoor, meter: AsyncioVisaDoor, go: threading.Event) -> None:
     async with stage.acquire() as guard:
-        read = asyncio.create_task(guard.read_until(timeout=0.3))
-        await asyncio.sleep(0)
-        try:
-            await guard.write_only(b"SHUT 0\r\n")  # when the read has ended
-        finally:
+        read = asyncio.create_task(guard.read_until(timeout=30))
+
+        async def end_read() -> None:
+            while not go.is_set():  # noqa: ASYNC110 - a thread sets it
+                await asyncio.sleep(0.01)
             read.cancel()
+
+        task = asyncio.create_task(end_read())
+        await asyncio.sleep(0)
+        await guard.write_only(b"SHUT 0\r\n")  # when the read has ended
+        await task
 
 
 @pytest.mark.parametrize(("write", "command"), [(write_to_meter, "OUTP OFF"), (write_to_stage, "SHUT 0")])
 async def test_what_a_program_is_writing_when_it_is_to_stop_is_written(lab: Lab, write: Any, command: str) -> None:
     """A program that ends by itself just then, and waits for its turn to write, is cancelled after the write."""
+    go = threading.Event()
 
     async def program(stage: AsyncioSerialDoor, meter: AsyncioVisaDoor) -> None:
         try:
-            await write(stage, meter)
+            await write(stage, meter, go)
         except asyncio.CancelledError:
-            lab.notes.append("cancelled")
+            lab.notes.append(go.is_set())
             raise
 
     async with trio.open_nursery() as nursery, lab.meter.transaction("trio"):
@@ -552,8 +559,9 @@ async def test_what_a_program_is_writing_when_it_is_to_stop_is_written(lab: Lab,
         await trio.sleep(0.05)
         nursery.start_soon(lab.stop)
         await trio.sleep(0.1)
+        go.set()
     await lab.wait_for_command(command)
-    assert lab.notes == ["cancelled"]
+    assert lab.notes == [True]
 
 
 async def test_program_that_waits_for_its_stop_is_not_cancelled(lab: Lab) -> None:

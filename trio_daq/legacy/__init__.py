@@ -7,7 +7,9 @@ from trio_daq.legacy.asyncio_serial import AsyncioSerialDoor, AsyncioSerialGuard
 from trio_daq.legacy.asyncio_visa import AsyncioTransaction, AsyncioVisaDoor
 from trio_daq.legacy.context import ThreadContext
 from trio_daq.legacy.device_door import DeviceDoor
+from trio_daq.legacy.directory import LineDirectory, offer, register, served_by
 from trio_daq.legacy.host import DoorHost, Interruption, Job
+from trio_daq.legacy.implicit_lease import ImplicitLease
 from trio_daq.legacy.serial_door import SerialDoor, SerialSequence
 from trio_daq.legacy.visa_door import VisaDoor, VisaTransaction
 
@@ -21,11 +23,16 @@ __all__ = [
     "AsyncioVisaDoor",
     "DeviceDoor",
     "DoorHost",
+    "ImplicitLease",
     "Interruption",
     "Job",
+    "LineDirectory",
     "SerialDoor",
     "SerialSequence",
     "ThreadContext",
     "VisaDoor",
     "VisaTransaction",
+    "offer",
+    "register",
+    "served_by",
 ]

@@ -50,6 +50,7 @@ class AsyncioProgram:
         kwargs: dict[str, Any],
         publisher: DataPublisher,
     ) -> None:
+        self._doors = host
         self._host = AsyncioHost(host)
         self._target = target
         self._args = tuple(self._as_door(value) for value in args)
@@ -87,7 +88,9 @@ class AsyncioProgram:
         self._have_called(self._cancel_all_soon)
 
     def was_ended_by_stop(self, error: BaseException | None) -> bool:
-        """Return whether *error*, which it raised, was raised from the cancellation by which it was told to stop."""
+        """Return whether *error*, which it raised, was raised from that by which it was told to stop."""
+        if self._doors.has_caused(error):  # in a blocking call, which a door of another kind has interrupted
+            return True
         while error is not None and not isinstance(error, asyncio.CancelledError):
             error = error.__cause__
         return error is not None and self._host.is_stopping
@@ -107,6 +110,7 @@ class AsyncioProgram:
 
     def _stop(self) -> None:
         self._host.is_stopping = True
+        self._doors.note_told()  # no blocking call of this thread need be interrupted to tell it
         knows = self._context is not None and self._main in self._context.stopping.waiting
         if self._context is not None:
             self._context.stopping.set()

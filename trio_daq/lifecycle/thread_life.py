@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import trio
 
 from trio_daq.data import DataPublisher
-from trio_daq.legacy import DeviceDoor, DoorHost, SerialDoor, ThreadContext, VisaDoor
+from trio_daq.legacy import DeviceDoor, DoorHost, SerialDoor, ThreadContext, VisaDoor, served_by
 from trio_daq.lifecycle.whereabouts import Frame, frames_of_thread, frames_of_waiting
 from trio_daq.serialport import SharedSerialPort
 from trio_daq.sharing import ServiceNursery, SharedDevice, WorkerThread
@@ -121,7 +121,7 @@ class _Life:
     async def _run(self) -> None:
         failure: Exception | None = None
         try:
-            await self._worker.run(_run, self.program)
+            await self._worker.run(_run, self._host, self.program)
         except Exception as error:  # noqa: BLE001 - it is raised below
             failure = error
         if self._host.interrupted:
@@ -189,9 +189,10 @@ class BlockingProgram:
         return ()
 
 
-def _run(program: Program) -> None:
+def _run(host: DoorHost, program: Program) -> None:
     try:
-        program.run()
+        with served_by(host):
+            program.run()
     except SystemExit as error:  # old programs end so; it is no reason to end the lab
         if error.code not in (None, 0):
             raise RuntimeError(f"it left by sys.exit({error.code!r})") from error

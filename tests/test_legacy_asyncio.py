@@ -20,6 +20,7 @@ from typing import Any
 
 import attrs
 import pytest
+import pyvisa
 import trio
 
 from trio_daq.config import DualConfig, RecordingConfig, SubsystemConfig
@@ -598,6 +599,30 @@ async def test_program_that_is_busy_when_its_stop_comes_is_cancelled_though_it_h
     report = await lab.stop()
     assert lab.notes == [True, True, "new is to stop"]
     assert report.outcome == "drained"
+
+
+async def test_old_library_in_an_asyncio_program_is_not_told_again(lab: Lab) -> None:
+    """A program that knows by its cancellation may use PyVISA to clean up, and no call of that is interrupted."""
+
+    async def program() -> None:
+        meter = pyvisa.ResourceManager("@trio_daq").open_resource(
+            lab.meter.resource, read_termination="\n", write_termination="\n"
+        )
+        try:
+            meter.query("*OPC?")
+            await asyncio.sleep(60)
+        finally:
+            lab.notes.append(meter.query("*IDN?"))
+            meter.write("OUTP OFF")
+            meter.close()
+
+    await lab.spawn(program)
+    await lab.wait_for_command("*OPC?")
+    await trio.sleep(0.05)
+    report = await lab.stop()
+    assert (report.outcome, report.error) == ("drained", None)
+    assert lab.notes[0].startswith("TRIO_DAQ")
+    await lab.wait_until_off()
 
 
 async def test_doors_close_after_the_stop_timeout(lab: Lab) -> None:

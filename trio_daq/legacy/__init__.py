@@ -8,7 +8,7 @@ from trio_daq.legacy.asyncio_visa import AsyncioTransaction, AsyncioVisaDoor
 from trio_daq.legacy.blocking_serial import BlockingSerial
 from trio_daq.legacy.context import ThreadContext
 from trio_daq.legacy.device_door import DeviceDoor
-from trio_daq.legacy.directory import LineDirectory, offer, register, served_by
+from trio_daq.legacy.directory import Line, LineDirectory, offer, register, resource_of, served_by
 from trio_daq.legacy.host import DoorHost, Interruption, Job
 from trio_daq.legacy.implicit_lease import ImplicitLease
 from trio_daq.legacy.serial_door import SerialDoor, SerialSequence
@@ -28,6 +28,7 @@ __all__ = [
     "ImplicitLease",
     "Interruption",
     "Job",
+    "Line",
     "LineDirectory",
     "SerialDoor",
     "SerialSequence",
@@ -36,5 +37,6 @@ __all__ = [
     "VisaTransaction",
     "offer",
     "register",
+    "resource_of",
     "served_by",
 ]

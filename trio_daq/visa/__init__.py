@@ -1,7 +1,7 @@
 """One queue for each VISA instrument, and one worker that talks to it."""
 
 from trio_daq.visa.order import Priority
-from trio_daq.visa.pending import PendingReply
+from trio_daq.visa.pending import PendingRead, PendingReply
 from trio_daq.visa.resource_name import canonical_resource
 from trio_daq.visa.session import VisaSessionManager
 from trio_daq.visa.settings import VisaSessionConfig
@@ -22,6 +22,7 @@ from trio_daq.visa.verbs import Text
 __all__ = [
     "BlockError",
     "ConnectionLostError",
+    "PendingRead",
     "PendingReply",
     "Priority",
     "Progress",

@@ -221,15 +221,9 @@ class CommandVerbs(ABC):
         Raises:
             DaqError: As all verbs do.
         """
-        await self._exchange_raw(Request(data, "nothing", behind), timeout, owner, priority)
-
-    async def _exchange_raw(
-        self, request: Request, timeout: float | None, owner: str | None, priority: Priority
-    ) -> bytes:
         seconds = self.config.timeout if timeout is None else checked_timeout(timeout)
-        text = printable(request.data, _SHOWN) if request.data else "(a read)"
-        order = self._new_order([request], [text], self._owner(owner), seconds, priority, None)
-        return (await self._carry_out(order))[0]
+        request, text = Request(data, "nothing", behind), printable(data, _SHOWN)
+        await self._carry_out(self._new_order([request], [text], self._owner(owner), seconds, priority, None))
 
     @trio.lowlevel.enable_ki_protection
     def submit(

@@ -21,7 +21,7 @@ import trio
 from old_serial_lab import Lab, in_thread, open_lab
 
 from trio_daq.config import DualConfig, RecordingConfig, SubsystemConfig
-from trio_daq.errors import DoorInterruptedError, ExchangeTimeoutError
+from trio_daq.errors import DoorInterruptedError, ExchangeTimeoutError, LineLostError
 from trio_daq.legacy import BlockingSerial, SerialDoor
 from trio_daq.lifecycle import DualRuntimeManager
 from trio_daq.serialport import LineState, SerialPortConfig
@@ -294,6 +294,32 @@ async def test_who_only_listens_lets_others_in(tmp_path: Path) -> None:
                 with trio.fail_after(2):
                     assert await lab.ask(b"POS? %d" % number) == b"%d 12.500" % number
             ended.set()
+
+
+async def test_unplugged_and_back_again(tmp_path: Path) -> None:
+    """A device that goes away under a read is a SerialException, and the same object works when it is back."""
+    link = tmp_path / "stage"
+    opened = open_simulated_lab(tmp_path / "log.jsonl", meter=None, stage_link=link)
+    async with opened as simulated, open_lab(str(link), simulated.log) as lab:
+        port = BlockingSerial(lab.door, timeout=5)
+
+        def ask() -> bytes:
+            port.write(b"SLOW? a 0.2\r\n")
+            return port.readline()
+
+        async def unplug() -> None:
+            await lab.wait_for_commands(lambda commands: commands != [])
+            await simulated.unplug_stage()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(unplug)
+            began = time.monotonic()
+            with pytest.raises(serial.SerialException) as caught:
+                await in_thread(ask)
+        assert isinstance(caught.value.__cause__, LineLostError)
+        assert time.monotonic() - began < 2
+        await simulated.replug_stage()
+        assert await in_thread(ask) == b"a 12.500\r\n"
 
 
 # --- the stop --------------------------------------------------------------------------------------------------------

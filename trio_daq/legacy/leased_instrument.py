@@ -9,7 +9,6 @@ anybody's next command.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import AsyncIterator
 
 import attrs
@@ -18,7 +17,7 @@ import trio
 from trio_daq.errors import CommandTimeoutError, DaqError
 from trio_daq.legacy.host import Verbs
 from trio_daq.legacy.implicit_lease import Reply
-from trio_daq.visa import PendingRead, Transaction, VisaSessionManager, canonical_resource
+from trio_daq.visa import PendingRead, Transaction, VisaSessionManager, is_stream
 from trio_daq.wire import definite_block_end
 
 _LAST_LOOK = 0.05
@@ -26,12 +25,6 @@ _LAST_LOOK = 0.05
 
 _LONG = 4096
 """Bytes of text without an end, from which on more is taken to come."""
-
-
-@functools.cache
-def _is_stream(resource: str) -> bool:
-    name = canonical_resource(resource)
-    return name.endswith("::SOCKET") or name.startswith("ASRL")
 
 
 @attrs.frozen
@@ -58,7 +51,7 @@ class LeasedInstrument:
         config = transaction.config
         self._transaction = transaction
         self._termination = config.read_termination.encode("latin-1")
-        self._is_stream = _is_stream(config.resource)
+        self._is_stream = is_stream(config.resource)
         self._reading: PendingRead | None = None
         self._is_unread = False
         self._inside: int | None = None
@@ -107,6 +100,10 @@ class LeasedInstrument:
         self._inside, self._is_unread = None, False
         return "enough" if self._is_stream and not (left < 0 and data.endswith(self._termination)) else "whole"
 
+    async def read_stb(self, timeout: float) -> int:
+        """Read the status byte."""
+        return await self._transaction.read_stb(timeout)
+
     async def forget(self) -> None:
         """See to it that a reply which was asked for and not read reaches nobody."""
         reading, self._reading = self._reading, None
@@ -120,7 +117,7 @@ class LeasedInstrument:
 
     def verbs(self) -> Verbs:
         """Return what can be asked for."""
-        return {"write": self.write, "read": self.read, "forget": self.forget}
+        return {"write": self.write, "read": self.read, "read_stb": self.read_stb, "forget": self.forget}
 
 
 @contextlib.asynccontextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any
 
-from trio_daq.errors import CommandTimeoutError
+from trio_daq.errors import CommandTimeoutError, LineFeatureError
 from trio_daq.legacy.blocking_serial import BlockingSerial
 from trio_daq.legacy.host import DoorHost
 from trio_daq.legacy.serial_door import SerialDoor
@@ -43,6 +43,15 @@ class OldSerialSession:
     def trigger(self) -> None:
         """Write ``*TRG``."""
         self.write(b"*TRG" + self._config.write_terminator)
+
+    def read_stb(self) -> int:
+        """Refuse: a serial port has no status byte.
+
+        Raises:
+            LineFeatureError: Always.
+        """
+        reason = "a serial port carries messages only; ask *STB?"
+        raise LineFeatureError(resource=self._config.path, owner=self._owner, action="a serial poll", reason=reason)
 
     def read(self, count: int, termination: bytes | None) -> tuple[bytes, bool]:
         """Return at most *count* bytes, and whether all that was to come has; see `OldVisaSession.read`."""

@@ -25,6 +25,7 @@ from trio_daq.errors import (
     DeadlockError,
     DoorInterruptedError,
     LeaseRevokedError,
+    LineFeatureError,
     LockOrderError,
     PortBusyError,
     Sent,
@@ -164,6 +165,11 @@ class TrioDaqVisaLibrary(VisaLibraryBase):
         self._do(session, opened.old.trigger)
         return self.handle_return_value(session, StatusCode.success)
 
+    def read_stb(self, session: Any) -> tuple[int, StatusCode]:
+        """Read the status byte, where the connection has a way of its own for that."""
+        status = self._do(session, self._of(session).old.read_stb)
+        return status, self.handle_return_value(session, StatusCode.success)
+
     # --- attributes and locks ----------------------------------------------------------------------------------------
 
     def get_attribute(self, session: Any, attribute: Any) -> tuple[Any, StatusCode]:
@@ -222,7 +228,7 @@ class TrioDaqVisaLibrary(VisaLibraryBase):
 
     enable_event = wait_on_event = install_handler = uninstall_handler = _refuse
     gpib_command = gpib_control_atn = gpib_control_ren = gpib_pass_control = gpib_send_ifc = _refuse
-    read_stb = read_asynchronously = write_asynchronously = terminate = set_buffer = _refuse
+    read_asynchronously = write_asynchronously = terminate = set_buffer = _refuse
 
     # --- how it is done ----------------------------------------------------------------------------------------------
 
@@ -261,6 +267,8 @@ def _status_of(error: BaseException | None) -> StatusCode:
             return StatusCode.error_timeout
         case PortBusyError() | DeadlockError() | LockOrderError():
             return StatusCode.error_resource_locked
+        case LineFeatureError():
+            return StatusCode.error_nonsupported_operation
         case LeaseRevokedError() | DoorInterruptedError():
             return StatusCode.error_abort
         case ConnectionError():

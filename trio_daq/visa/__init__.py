@@ -2,7 +2,7 @@
 
 from trio_daq.visa.order import Priority
 from trio_daq.visa.pending import PendingRead, PendingReply
-from trio_daq.visa.resource_name import canonical_resource
+from trio_daq.visa.resource_name import canonical_resource, is_stream
 from trio_daq.visa.session import VisaSessionManager
 from trio_daq.visa.settings import VisaSessionConfig
 from trio_daq.visa.statistics import SessionStatistics
@@ -37,4 +37,5 @@ __all__ = [
     "VisaSessionConfig",
     "VisaSessionManager",
     "canonical_resource",
+    "is_stream",
 ]

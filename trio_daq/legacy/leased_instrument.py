@@ -24,7 +24,12 @@ _LAST_LOOK = 0.05
 """Seconds in which a reply that nobody has read is looked for, when the instrument is given back."""
 
 _LONG = 4096
-"""Bytes of text without an end, from which on more is taken to come."""
+"""Bytes without an end, from which on more is taken to come, whatever they are."""
+
+_HEAD = 100
+"""Bytes in which the header of a block ends, if a reply is one."""
+
+_TEXT = frozenset(b"\t\n\r" + bytes(range(0x20, 0x7F)))
 
 
 @attrs.frozen
@@ -33,7 +38,7 @@ class Piece:
 
     Attributes:
         data: The bytes.
-        reply: Whether the reply ends with them; ``"enough"`` where nobody can tell.
+        reply: Whether the reply ends with them; ``"enough"`` where nobody can tell, as with bytes that are no text.
     """
 
     data: bytes
@@ -54,7 +59,9 @@ class LeasedInstrument:
         self._is_stream = is_stream(config.resource)
         self._reading: PendingRead | None = None
         self._is_unread = False
+        self._may_go_on = False
         self._inside: int | None = None
+        self._head = b""
 
     async def write(self, data: bytes, timeout: float) -> None:
         """Write *data*. Replies to what was written before may still be read after it."""
@@ -92,13 +99,17 @@ class LeasedInstrument:
         )
 
     def _settle(self, data: bytes) -> Reply:
-        left = definite_block_end(data) if self._inside is None else self._inside
+        left = self._inside or 0
+        if not left:  # it may be a block whose header comes in pieces
+            begun = self._head + data
+            left, self._head = definite_block_end(begun[:_HEAD]) - len(self._head), begun[:_HEAD]
         left -= len(data)
-        if self._is_stream and (left > 0 or (left < 0 and not data.endswith(self._termination) and len(data) >= _LONG)):
+        is_ended = not self._is_stream or (left < 0 and data.endswith(self._termination))
+        if not is_ended and (left > 0 or (left < 0 and (len(data) >= _LONG or _TEXT.issuperset(data)))):
             self._inside = max(0, left)
             return "part"
-        self._inside, self._is_unread = None, False
-        return "enough" if self._is_stream and not (left < 0 and data.endswith(self._termination)) else "whole"
+        self._inside, self._head, self._is_unread, self._may_go_on = None, b"", False, not is_ended
+        return "whole" if is_ended else "enough"
 
     async def read_stb(self, timeout: float) -> int:
         """Read the status byte."""
@@ -107,13 +118,19 @@ class LeasedInstrument:
     async def forget(self) -> None:
         """See to it that a reply which was asked for and not read reaches nobody."""
         reading, self._reading = self._reading, None
-        is_unread, self._is_unread, self._inside = self._is_unread, False, None
+        is_unread, self._is_unread = self._is_unread or self._may_go_on, False
+        self._may_go_on, self._inside, self._head = False, None, b""
         if reading is not None:
             self._transaction.give_up()
         elif is_unread:
             with trio.CancelScope(shield=True), contextlib.suppress(DaqError):
                 # Failing, it leaves the connection to be seen to.
                 await self._transaction.submit_read(_LAST_LOOK).wait()
+
+    async def leave(self) -> None:
+        """Leave nothing behind: no read that waits for what was not asked for, no rest of what had no end."""
+        if self._reading is not None or self._may_go_on:
+            await self.forget()
 
     def verbs(self) -> Verbs:
         """Return what can be asked for."""
@@ -134,3 +151,4 @@ async def lease_instrument(session: VisaSessionManager, owner: str, timeout: flo
         except BaseException:
             await instrument.forget()
             raise
+        await instrument.leave()

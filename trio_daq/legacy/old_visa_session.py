@@ -70,12 +70,12 @@ class OldVisaSession:
             if asks:
                 self.clear()
             job = Job("write", (data, self.timeout), {}, self.timeout)
+            self._is_open = self._is_open or asks  # at once: it may be sent although this raises, as at a stop
             if self._lock is not None:
                 self._lock.call(job)
             else:
                 self._lease.linger = self._next_lease()
                 self._lease.write(job, asks=asks)
-            self._is_open = self._is_open or asks
 
     def trigger(self) -> None:
         """Write ``*TRG``."""

@@ -322,11 +322,10 @@ async def test_reply_to_a_question_that_a_stop_interrupts_answers_no_other(lab: 
             lab.old.write(b"POS? measured")
         got.append(lab.old.query(b"POS? left"))
 
-    async with trio.open_nursery() as nursery:
-        async with lab.port.acquire("new", timeout=1.0):
-            nursery.start_soon(in_thread, script)
-            await trio.sleep(0.1)
-            lab.host.interrupt()
+    async with trio.open_nursery() as nursery, lab.port.acquire("new", timeout=1.0):
+        nursery.start_soon(in_thread, script)
+        await trio.sleep(0.1)
+        lab.host.interrupt()
     assert [reply.split()[0] for reply in got] == [b"left"]
 
 

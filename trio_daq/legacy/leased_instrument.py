@@ -59,13 +59,15 @@ class LeasedInstrument:
         self._is_stream = is_stream(config.resource)
         self._reading: PendingRead | None = None
         self._is_unread = False
+        self._owed = 0
         self._may_go_on = False
         self._inside: int | None = None
         self._head = b""
 
-    async def write(self, data: bytes, timeout: float) -> None:
-        """Write *data*. Replies to what was written before may still be read after it."""
+    async def write(self, data: bytes, timeout: float, asks: int) -> None:
+        """Write *data*, with so many questions. Replies to what was written before may still be read after it."""
         behind, self._is_unread = self._is_unread, True
+        self._owed += asks
         await self._transaction.write_raw(data, timeout, behind=behind)
 
     async def read(self, timeout: float, longest: float, count: int) -> Piece:
@@ -108,7 +110,9 @@ class LeasedInstrument:
         if not is_ended and (left > 0 or (left < 0 and (len(data) >= _LONG or _TEXT.issuperset(data)))):
             self._inside = max(0, left)
             return "part"
-        self._inside, self._head, self._is_unread, self._may_go_on = None, b"", False, not is_ended
+        self._inside, self._head, self._may_go_on = None, b"", not is_ended
+        self._owed = max(0, self._owed - 1)
+        self._is_unread = self._owed > 0
         return "whole" if is_ended else "enough"
 
     async def read_stb(self, timeout: float) -> int:
@@ -118,14 +122,14 @@ class LeasedInstrument:
     async def forget(self) -> None:
         """See to it that a reply which was asked for and not read reaches nobody."""
         reading, self._reading = self._reading, None
-        is_unread, self._is_unread = self._is_unread or self._may_go_on, False
-        self._may_go_on, self._inside, self._head = False, None, b""
-        if reading is not None:
-            self._transaction.give_up()
-        elif is_unread:
+        is_unread, looks = self._is_unread or self._may_go_on, max(1, self._owed)
+        self._is_unread, self._owed, self._may_go_on, self._inside, self._head = False, 0, False, None, b""
+        if reading is not None and self._transaction.give_up(reading):
+            return
+        if is_unread:
             with trio.CancelScope(shield=True), contextlib.suppress(DaqError):
-                # Failing, it leaves the connection to be seen to.
-                await self._transaction.submit_read(_LAST_LOOK).wait()
+                for _ in range(looks):  # failing, it leaves the connection to be seen to
+                    await self._transaction.submit_read(_LAST_LOOK).wait()
 
     async def leave(self) -> None:
         """Leave nothing behind: no read that waits for what was not asked for, no rest of what had no end."""

@@ -17,7 +17,7 @@ from trio_daq.legacy.hold import Hold
 from trio_daq.legacy.host import DoorHost, Interruption, Job
 from trio_daq.legacy.implicit_lease import ImplicitLease
 from trio_daq.legacy.leased_instrument import LeasedInstrument, Piece, lease_instrument
-from trio_daq.visa import VisaSessionManager
+from trio_daq.visa import VisaSessionManager, is_stream
 from trio_daq.wire import reply_rule
 
 SHORTEST_LEASE = 5.0
@@ -59,18 +59,24 @@ class OldVisaSession:
             interruption=interruption,
         )
         self._lock: Hold | None = None
+        self._questions = 0
         self._is_open = False  # a question, that is
+        self._is_part = False
         self._reply = b""
         self._read_so_far = 0
 
     def write(self, data: bytes) -> None:
         """Write *data*, and return when the instrument was given it."""
         with self._turn:
-            asks = any(self._is_answered(line) for line in data.decode("latin-1").splitlines() if line.strip())
+            lines = (line for line in data.decode("latin-1").splitlines() if line.strip())
+            asks = sum(self._is_answered(line) for line in lines)
+            if not is_stream(self._session.resource):
+                asks = min(asks, 1)  # one message is answered by one
             if asks:
                 self.clear()
-            job = Job("write", (data, self.timeout), {}, self.timeout)
-            self._is_open = self._is_open or asks  # at once: it may be sent although this raises, as at a stop
+            job = Job("write", (data, self.timeout, asks), {}, self.timeout)
+            self._questions += asks
+            self._is_open = self._is_open or asks > 0  # at once: it may be sent although this raises, as at a stop
             if self._lock is not None:
                 self._lock.call(job)
             else:
@@ -102,18 +108,19 @@ class OldVisaSession:
                 end = at + len(termination)
             data = self._reply[self._read_so_far : end]
             self._read_so_far = end
-            return data, end == len(self._reply) and not self._is_open
+            return data, end == len(self._reply) and not self._is_part
 
     def clear(self) -> None:
         """Forget what was asked and what was answered. No command of anybody else is touched."""
         with self._turn:
             self._reply, self._read_so_far = b"", 0
             if self._is_open:
-                self._is_open = False
                 if self._lock is not None:
                     self._lock.call(Job("forget"))
                 else:
                     self._lease.give_back()
+            self._is_open = self._is_part = False  # last, as a KeyboardInterrupt may come anywhere
+            self._questions = 0
 
     def lock(self, timeout: float) -> None:
         """Have the instrument until `unlock`: nobody else's command comes between."""
@@ -128,7 +135,7 @@ class OldVisaSession:
         """Give the instrument back, if it was locked."""
         with self._turn:
             lock, self._lock = self._lock, None
-            failed, self._is_open = self._is_open, False
+            failed, self._is_open, self._is_part, self._questions = self._is_open, False, False, 0
             if lock is not None:
                 lock.leave(failed=failed)
 
@@ -159,5 +166,8 @@ class OldVisaSession:
         else:
             self._lease.linger = self._next_lease()
             piece = self._lease.read(job, lambda piece: piece.reply)
-        self._is_open = piece.reply == "part"
+        self._is_part = piece.reply == "part"
+        if not self._is_part:
+            self._questions = max(0, self._questions - 1)
+        self._is_open = self._is_part or self._questions > 0
         return piece.data

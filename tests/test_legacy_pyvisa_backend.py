@@ -319,6 +319,20 @@ async def test_question_that_a_stop_interrupts(instrument: Instrument, nursery: 
     assert replies == ["cleaned up"]
 
 
+async def test_block_that_is_written_asks_nothing(instrument: Instrument, session: VisaSessionManager) -> None:
+    """Whatever its bytes look like: the instrument is anybody's right after it."""
+    meter = await run_old(lambda: opened(instrument))
+    await run_old(lambda: meter.write_binary_values("DATA ", b"READ?\nREAD?\n" * 50, datatype="B"))
+    await run_old(lambda: meter.write("DATA #15MORE?"))
+    began = trio.current_time()
+    with trio.fail_after(3):
+        async with session.transaction("new", 3):
+            assert trio.current_time() - began < 1
+    await run_old(lambda: meter.write("DATA #15MORE?;ECHO? both"))  # and here is a question behind one
+    assert session.current_owner() == "old programs"
+    await run_old(meter.close)
+
+
 async def test_two_questions_in_one_write(instrument: Instrument, session: VisaSessionManager) -> None:
     """Each reply is the script's own, however late the second one is; what it leaves of them reaches nobody."""
 
@@ -470,6 +484,7 @@ async def test_errors_have_the_codes_of_visa(instrument: Instrument, session: Vi
         assert code_of(meter.read)[0] == StatusCode.error_timeout  # nothing was asked
         assert meter.query("ECHO? 1") == "1"
         assert code_of(lambda: meter.get_visa_attribute(0x3FFF0012))[0] == StatusCode.error_nonsupported_attribute
+        assert code_of(lambda: meter.implementation_version)[0] == StatusCode.error_nonsupported_attribute
         assert code_of(lambda: meter.set_visa_attribute(0xBFFF0001, "x"))[0] == StatusCode.error_attribute_read_only
         assert code_of(meter.read_stb)[0] == StatusCode.error_nonsupported_operation
         handle = meter.session

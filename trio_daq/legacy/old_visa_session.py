@@ -11,6 +11,7 @@ read when the next question is asked is dropped, as an instrument drops it (IEEE
 from __future__ import annotations
 
 import random
+import re
 import threading
 
 from trio_daq.legacy.hold import Hold
@@ -18,10 +19,14 @@ from trio_daq.legacy.host import DoorHost, Interruption, Job
 from trio_daq.legacy.implicit_lease import ImplicitLease
 from trio_daq.legacy.leased_instrument import LeasedInstrument, Piece, lease_instrument
 from trio_daq.visa import VisaSessionManager, is_stream
-from trio_daq.wire import reply_rule
+from trio_daq.wire import definite_block_end, reply_rule
 
 SHORTEST_LEASE = 5.0
 """Seconds for which an open question keeps the instrument at least, counted from the last call of the old code."""
+
+_MARK = re.compile(rb"[\r\n#]")
+_LONGEST_HEAD = 11
+"""Bytes: ``#``, a digit, and nine digits (IEEE 488.2-1992, 8.7.9)."""
 
 _SPREAD = 1.2
 """How many times longer a lease may be than it has to be."""
@@ -68,8 +73,7 @@ class OldVisaSession:
     def write(self, data: bytes) -> None:
         """Write *data*, and return when the instrument was given it."""
         with self._turn:
-            lines = (line for line in data.decode("latin-1").splitlines() if line.strip())
-            asks = sum(self._is_answered(line) for line in lines)
+            asks = sum(self._is_answered(message.decode("latin-1")) for message in _messages(data))
             if not is_stream(self._session.resource):
                 asks = min(asks, 1)  # one message is answered by one
             if asks:
@@ -171,3 +175,17 @@ class OldVisaSession:
             self._questions = max(0, self._questions - 1)
         self._is_open = self._is_part or self._questions > 0
         return piece.data
+
+
+def _messages(data: bytes) -> list[bytes]:
+    """Cut what is written at its line ends, but not at those inside a definite block."""
+    messages, begin, at = [], 0, 0
+    while (found := _MARK.search(data, at)) is not None:
+        at = found.end()
+        if found[0] == b"#":
+            at = max(at, found.start() + definite_block_end(data[found.start() : found.start() + _LONGEST_HEAD]))
+        else:
+            messages.append(data[begin:at])
+            begin = at
+    messages.append(data[begin:])
+    return [message for message in messages if message.strip()]

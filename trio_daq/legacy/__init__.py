@@ -3,12 +3,14 @@
 from trio_daq.legacy.context import ThreadContext
 from trio_daq.legacy.device_door import DeviceDoor
 from trio_daq.legacy.host import DoorHost, Interruption, Job
+from trio_daq.legacy.implicit_lease import ImplicitLease
 from trio_daq.legacy.serial_door import SerialDoor, SerialSequence
 from trio_daq.legacy.visa_door import VisaDoor, VisaTransaction
 
 __all__ = [
     "DeviceDoor",
     "DoorHost",
+    "ImplicitLease",
     "Interruption",
     "Job",
     "SerialDoor",

@@ -59,9 +59,9 @@ def _bytes(text: str | bytes) -> bytes:
     return text if isinstance(text, bytes) else text.encode("latin-1")
 
 
-def definite_block(data: bytes) -> bytes:
-    """Return *data* as a definite block (IEEE 488.2-1992, 8.7.9)."""
-    length = b"%d" % len(data)
+def definite_block(data: bytes, digits: int = 1) -> bytes:
+    """Return *data* as a definite block (IEEE 488.2-1992, 8.7.9), whose length is told by so many digits at least."""
+    length = (b"%d" % len(data)).rjust(digits, b"0")
     return b"#%d%s%s" % (len(length), length, data)
 
 
@@ -117,8 +117,8 @@ _PYMEASURE = {
             (":waveform:points 100", None),
             (":waveform:preamble?", "+4,+0,+4,+1,+5.0E-06,-2.5E-04,+0,+1.0E-02,+0.0E+00,+128"),
             (":waveform:format ASC", None),
-            (":waveform:data?", "#800000055 1.00000e+00, 2.50000e+00,-3.00000e+00, 4.00000e+00"),
-            (":DISPlay:DATA? png, color", definite_block(RAMP).replace(b"#3256", b"#800000256")),
+            (":waveform:data?", definite_block(b" 1.00000e+00, 2.50000e+00,-3.00000e+00, 4.00000e+00", digits=8)),
+            (":DISPlay:DATA? png, color", definite_block(RAMP, digits=8)),
             ("*OPC?", "1"),
         ]
     ),
@@ -459,4 +459,36 @@ _QCODES = {
     ),
 }
 
-CONVERSATIONS: dict[str, Conversation] = _PYMEASURE | _QCODES
+# --- others ----------------------------------------------------------------------------------------------------------
+
+_OTHERS = {
+    "raw PyVISA script": Conversation(
+        [
+            ("*IDN?", "ACME,SCOPE,1,2.0"),
+            ("CURV?", definite_block(RAMP)),
+            ("CURV:WORD?", definite_block(struct.pack(">3h", 2570, -1, 10))),
+            ("CURV:ASC?", "1.5,-2.5,3.5E3"),
+            ("CURV:HEX?", "ff,0a,10"),
+            ("LIST 1.500000,2.500000", None),
+            (b"ARB " + definite_block(b"\x01\x02\x03\x0a\x0d\xff"), None),
+            ("LIST?;*OPC?", "1.5,2.5;1"),
+            ("STAT?", "0123456789"),
+            ("STAT?", "0123456789"),
+            ("NEVER?", None),
+            ("*OPC?", "1"),
+        ]
+    ),
+    "easy-scpi": Conversation(
+        [
+            ("*IDN?", "ACME,SOURCE,1,2.0"),
+            ("SOURCE:VOLTAGE 1.5", None),
+            ("SOURCE:VOLTAGE?", "1.5"),
+            ("MEASURE:VOLTAGE? 2", "1.4999"),
+            ("READ?", "+1.500000E+00"),
+            ("INIT", None),
+            ("*IDN?", "ACME,SOURCE,1,2.0"),
+        ]
+    ),
+}
+
+CONVERSATIONS: dict[str, Conversation] = _PYMEASURE | _QCODES | _OTHERS

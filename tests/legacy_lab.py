@@ -14,13 +14,13 @@ import trio
 from legacy_conversations import CONVERSATIONS
 from scripted_instrument import NEIGHBOUR, ScriptedLab, open_scripted_lab, talk
 
-from trio_daq.config import DualConfig, RecordingConfig
+from trio_daq.config import DualConfig, RecordingConfig, SubsystemConfig
 from trio_daq.lifecycle import DualRuntimeManager
 from trio_daq.sim import read_log
 from trio_daq.visa import VisaSessionConfig, VisaSessionManager
 
 PLAIN = "@py"
-SHARED = "@py"
+SHARED = "@trio_daq"
 """What drivers are told as their VISA library."""
 
 Exercise = Callable[[str, str], None]
@@ -48,7 +48,9 @@ class DriverBench:
             read_termination=conversation.session_read_end.decode(),
             dialect=conversation.dialect,
         )
-        config = DualConfig(visa={"instrument": session}, recording=RecordingConfig(enabled=False))
+        config = DualConfig(
+            visa={"instrument": session}, v2=SubsystemConfig(), recording=RecordingConfig(enabled=False)
+        )
         async with DualRuntimeManager(config) as manager:
             await manager.start()
             neighbour = Neighbour(manager.visa["instrument"])

@@ -16,6 +16,8 @@ from legacy_lab import DriverBench, Exercise, open_driver_bench  # noqa: E402
 
 pytest.importorskip("qcodes.instrument", exc_type=ImportError)
 
+pytestmark = pytest.mark.filterwarnings("ignore:Parameter ch[12]_databuffer .* does not correctly pass kwargs")
+
 from qcodes.instrument_drivers.agilent import Agilent34401A  # noqa: E402
 from qcodes.instrument_drivers.AimTTi import AimTTiPL601  # noqa: E402
 from qcodes.instrument_drivers.Keithley import Keithley2602B  # noqa: E402

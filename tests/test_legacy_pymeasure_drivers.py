@@ -5,7 +5,6 @@ The conversations stand in `legacy_conversations`. Not in the default run, for P
 """
 
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,6 +33,8 @@ from pymeasure.instruments.thyracont import SmartlineV1  # noqa: E402
 from pymeasure.instruments.toptica import IBeamSmart  # noqa: E402
 from pymeasure.instruments.velleman import VellemanK8090, VellemanK8090Switches  # noqa: E402
 
+pytestmark = pytest.mark.filterwarnings("ignore:It is not known whether this device support SCPI:FutureWarning")
+
 LINES = {"read_termination": "\n", "write_termination": "\n"}
 """What PyMeasure wants to be told where a driver was written for GPIB, which has END in place of a terminator."""
 
@@ -49,9 +50,7 @@ def exercise(driver: Callable[..., Any], **settings: Any) -> Callable[[Callable[
 
     def decorate(use: Callable[[Any], None]) -> Exercise:
         def run(resource: str, library: str) -> None:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "It is not known whether this device support SCPI", FutureWarning)
-                instrument = driver(resource, visa_library=library, **settings)
+            instrument = driver(resource, visa_library=library, **settings)
             try:
                 use(instrument)
             finally:

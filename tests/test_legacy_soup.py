@@ -162,11 +162,13 @@ class Where:
         resource: Its VISA name.
         library: The VISA library that they are told.
         shared: A session that all of them use, or None if each opens its own.
+        alive: Drivers that use it, which close it when they are collected.
     """
 
     resource: str
     library: str
     shared: MessageBasedResource | None = None
+    alive: list[Any] = attrs.field(factory=list)
 
 
 def run_pymeasure(where: Where, book: Book) -> None:
@@ -174,6 +176,7 @@ def run_pymeasure(where: Where, book: Book) -> None:
     with contextlib.closing(meter.adapter.connection):
         if where.shared is not None:
             meter.adapter.connection = where.shared
+            where.alive.append(meter)
         use_pymeasure(meter, book)
 
 
@@ -182,8 +185,10 @@ def run_qcodes(where: Where, book: Book) -> None:
         meter = qcodes_rigol.RigolDS1074Z(f"meter{next(_numbers)}", where.resource, visalib=where.library, timeout=TIMEOUT)
         with contextlib.closing(meter):
             use_qcodes(meter, book)
-    else:  # it is not closed: others may still be at it
-        use_qcodes(qcodes_rigol.RigolDS1074Z(f"meter{next(_numbers)}", None, resource=where.shared, timeout=TIMEOUT), book)
+    else:
+        meter = qcodes_rigol.RigolDS1074Z(f"meter{next(_numbers)}", None, resource=where.shared, timeout=TIMEOUT)
+        where.alive.append(meter)
+        use_qcodes(meter, book)
 
 
 def run_script(where: Where, book: Book) -> None:
@@ -300,9 +305,10 @@ async def test_replies_are_wrong_on_pyvisa_alone(
     async with open_simulated_lab(log, stage=None, meter=FAULTS) as simulated:
         resource = simulated.meter_resource or ""
         shared = open_resource(resource, PLAIN, resource_pyclass=OneCallAtATime) if is_shared else None
+        where = Where(resource, PLAIN, shared)
         async with trio.open_nursery() as nursery:
             for program in PROGRAMS:
-                nursery.start_soon(trio.to_thread.run_sync, program, Where(resource, PLAIN, shared), book)
+                nursery.start_soon(trio.to_thread.run_sync, program, where, book)
         qcodes_instrument.Instrument.close_all()
         if shared is not None:
             shared.close()

@@ -64,7 +64,9 @@ def legacy(session: nox.Session) -> None:
     """Old programs as they are, above the doors: a hundred stops of a PyMeasure worker."""
     session.install(".", *group("test"), *group("legacy"))
     stops = {"TRIO_DAQ_INSTALLED": "1", "TRIO_DAQ_PYMEASURE_STOPS": "100"}
-    session.run("pytest", "tests/test_legacy_pymeasure.py", *session.posargs, env=stops)
+    session.run(
+        "pytest", "tests/test_legacy_pymeasure.py", "tests/test_legacy_pymeasure_serial.py", *session.posargs, env=stops
+    )
 
 
 @nox.session

@@ -103,7 +103,7 @@ class Instrument:
                         reply = await self._answer(taken.command)
                         taken.until = trio.current_time()
                         if reply is not None:
-                            await stream.send_all(reply.encode() + b"\n")
+                            await stream.send_all(reply.encode("latin-1") + b"\n")
                         if taken.command.startswith("LAST?"):
                             return
                 await trio.sleep(self.farewell)

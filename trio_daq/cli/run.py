@@ -19,6 +19,7 @@ from trio_daq.lifecycle import EXIT_UNSAFE, DualRuntimeManager, ShutdownReport, 
 def run_config(path: Path) -> int:
     """Run the lab of a file, show it live, and print how it stopped and where the recording is."""
     config = DualConfig.load_from_file(path)
+    os.environ.setdefault("PYVISA_LIBRARY", "@trio_daq")  # so scripts that name no library share too
     logging.getLogger("trio_daq").setLevel(config.application.log_level.upper())
     console = Console()
     recorded: list[Path] = []

@@ -30,6 +30,7 @@ RestartPolicy: TypeAlias = Literal["always", "on_failure", "never"]
 BUILT_IN_DRIVERS: Final[Mapping[str, str]] = {
     "scpi_poll": "trio_daq.drivers:scpi_poll",
     "serial_poll": "trio_daq.drivers:serial_poll",
+    "shadow": "trio_daq.drivers:shadow",
 }
 """Drivers that have a short name."""
 

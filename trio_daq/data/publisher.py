@@ -20,11 +20,15 @@ class DataPublisher:
     Args:
         distributor: Where its readings go.
         instrument: Whose readings they are.
+
+    Attributes:
+        distributor: As given.
+        instrument: As given.
     """
 
     def __init__(self, distributor: DataDistributor, instrument: str) -> None:
         self.instrument = instrument
-        self._distributor = distributor
+        self.distributor = distributor
 
     async def publish(
         self,
@@ -50,17 +54,17 @@ class DataPublisher:
             PublishTimeoutError: If such a subscriber had no room in time.
         """
         came_ns = time.monotonic_ns()
-        await self._distributor.wait_for_room(self.instrument, timeout)
+        await self.distributor.wait_for_room(self.instrument, timeout)
         # No checkpoint from here on: the number, the room and the reading belong together.
         reading = Reading(
             instrument=self.instrument,
             channel=channel,
             value=value,
             unit=unit,
-            seq=self._distributor.next_seq(self.instrument),
+            seq=self.distributor.next_seq(self.instrument),
             time_ns=time.time_ns(),
             monotonic_ns=came_ns,
             asked_ns=came_ns if asked_ns is None else asked_ns,
         )
-        self._distributor.publish_nowait(reading)
+        self.distributor.publish_nowait(reading)
         return reading

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import trio
 
-from trio_daq.data import DataPublisher, Reading
+from trio_daq.data import DataPublisher, Policy, Reading, Subscription
 from trio_daq.sharing import beat
 
 
@@ -40,6 +41,12 @@ class DriverContext:
         reading = await self._publisher.publish(channel, value, unit, asked_ns=asked_ns, timeout=timeout)
         beat()
         return reading
+
+    def subscribe(
+        self, *, policy: Policy = "drop_oldest", capacity: int | None = None
+    ) -> AbstractContextManager[Subscription]:
+        """Listen to the readings of the whole lab, under the member's id. See `DataDistributor.subscribe`."""
+        return self._publisher.distributor.subscribe(self.id, policy=policy, capacity=capacity)
 
     def beat(self) -> None:
         """Show a sign of life, where there is nothing else that counts as one. See ``MemberConfig.heartbeat``."""

@@ -19,6 +19,7 @@ line now, or None, and a term that was ended is never used again; while no call 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
@@ -93,25 +94,24 @@ class ImplicitLease(Generic[_T]):
         self._term: _Term | None = None
         self._taking = threading.Lock()
 
-    def write(self, job: Job, *, asks: bool, goes_on: bool = False) -> Any:
+    def write(self, job: Job, *, asks: int, goes_on: bool = False) -> Any:
         """Have *job* write, and keep the line if it is answered.
 
         Args:
             job: What to do.
-            asks: It looks like something that is answered.
+            asks: How many questions it looks like, each of which has a reply; 0 for none.
             goes_on: It was a piece of a message, and the rest is to follow.
         """
         return self._call(job, "write", functools.partial(self._after_write, asks, goes_on))
 
-    def read(self, job: Job, brought: Callable[[Any], Reply], *, waits: bool = True) -> Any:
+    def read(self, job: Job, brought: Callable[[Any], Reply]) -> Any:
         """Have *job* read, and give the line back if it has brought a whole reply.
 
         Args:
             job: What to do.
-            brought: Told the result, says how much of a reply it is.
-            waits: It waits for what is not there yet. Who writes again after having waited in vain gets a clean line.
+            brought: Told the result, says how much of a reply it is. After none, the next write finds a clean line.
         """
-        return self._call(job, "read", functools.partial(self._after_read, brought, waits))
+        return self._call(job, "read", functools.partial(self._after_read, brought))
 
     def look(self, job: Job) -> int:
         """Have *job* say how much there is to read: who looks expects a reply, but does not keep the line by that."""
@@ -121,20 +121,28 @@ class ImplicitLease(Generic[_T]):
         """Have something done that is neither read nor written, on the line that there is or on one for the moment."""
         return self._call(job, "other", self._after_other)
 
+    def clear(self, job: Job) -> None:
+        """Have *job* throw away what has come, if it has the line, and give that back; dirty, if a reply is due."""
+        if (term := self._term) is not None:
+            with contextlib.suppress(_TermOverError):
+                self._post(term, job, "other", lambda term, _: self._end(term))
+
     def give_back(self) -> None:
         """Give the line back, if there is one; dirty, if a reply is due. It does not wait, and any thread may call."""
         self._host.tell(lambda: self._end(self._term))
 
     def _call(self, job: Job, kind: _Kind, settle: _Settle) -> Any:
-        self._longest = max(self._longest, job.patience)  # another thread's call may be before this one
-        patience = job.patience + self._longest
         while True:
-            term = self._term or self._take()
-            step = functools.partial(self._step, term, job, kind, settle)
             try:
-                return self._host.post(self._resource, step, patience, interruption=self._interruption, heed=job.heed)
+                return self._post(self._term or self._take(), job, kind, settle)
             except _TermOverError:  # nothing was done in it: once more, in a new one
                 continue
+
+    def _post(self, term: _Term, job: Job, kind: _Kind, settle: _Settle) -> Any:
+        self._longest = max(self._longest, job.patience)  # another thread's call may be before this one
+        step = functools.partial(self._step, term, job, kind, settle)
+        patience = job.patience + self._longest
+        return self._host.post(self._resource, step, patience, interruption=self._interruption, heed=job.heed)
 
     def _take(self) -> _Term:
         with self._taking:
@@ -203,22 +211,24 @@ class ImplicitLease(Generic[_T]):
             settle(term, result)
             done.set_result(result)
 
-    def _after_write(self, asks: bool, goes_on: bool, term: _Term, _: Any) -> None:
-        asks = asks or self._is_answered
+    def _after_write(self, asks: int, goes_on: bool, term: _Term, _: Any) -> None:
         term.wrote, term.is_heard = True, False
-        term.has_asked |= asks
-        term.is_due |= asks or goes_on
-        term.joins = term.is_due
+        term.open_questions += asks
+        term.has_asked |= asks > 0 or self._is_answered
+        term.is_due |= term.has_asked or goes_on
+        term.goes_on, term.joins = goes_on, term.is_due
         self._keep(term, self.linger if term.is_due else _MOMENT)
 
-    def _after_read(self, brought: Callable[[Any], Reply], waits: bool, term: _Term, result: Any) -> None:
+    def _after_read(self, brought: Callable[[Any], Reply], term: _Term, result: Any) -> None:
         reply = brought(result)
-        if reply == "enough":
-            reply = "whole" if term.wrote else "part"
+        if reply == "enough":  # to who only listens the rest may come at any time
+            reply = "whole" if term.wrote and term.open_questions <= 1 else "part"
+        if reply == "whole" and term.open_questions:
+            term.open_questions -= 1
+            reply = "part" if term.open_questions else "whole"
         if reply != "nothing":
             term.is_due, term.is_heard = term.wrote and reply == "part", True
-        if waits or reply != "nothing":
-            term.joins = False
+        term.joins = term.goes_on
         if term.is_due or reply == "part":
             self._keep(term, self.linger)
         elif term.wrote:
@@ -229,7 +239,7 @@ class ImplicitLease(Generic[_T]):
     def _after_look(self, term: _Term, count: Any) -> None:
         if term.wrote and (count or not term.is_heard):
             term.is_due |= not term.is_heard
-            term.joins |= not term.is_heard
+            term.joins = term.goes_on
             term.idle.deadline = max(term.deadline, term.used_at + self.linger)
         elif count and term.is_new:
             self._keep(term, _MOMENT)
@@ -273,8 +283,10 @@ class _Term:
         used_at: Trio time of the last write or read.
         wrote: Something was written in it.
         has_asked: Something that is answered was.
+        open_questions: How many questions have had no reply yet.
         is_due: A reply, or the rest of one, may still come.
         is_heard: Since the last write something was read.
+        goes_on: What was written last was a piece, and the rest is to follow.
         joins: The next write goes on in it. Otherwise it begins an exchange of its own, in a new one.
         is_over: It has been ended.
     """
@@ -285,8 +297,9 @@ class _Term:
         self.idle = trio.CancelScope()
         self.deadline = math.inf
         self.used_at = -math.inf
-        self.wrote = self.has_asked = self.is_due = self.is_heard = self.is_over = False
+        self.wrote = self.has_asked = self.is_due = self.is_heard = self.goes_on = self.is_over = False
         self.joins = True
+        self.open_questions = 0
 
     @property
     def is_new(self) -> bool:

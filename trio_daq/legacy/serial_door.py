@@ -12,7 +12,7 @@ from trio_daq.legacy.host import DoorHost, Interruption, Job, Verbs
 from trio_daq.serialport import ModemLines, SerialGuard, SharedSerialPort
 from trio_daq.sharing import checked_timeout
 
-_DRIVER = 10.0
+DRIVER_TIMEOUT = 10.0
 """Seconds that a driver may take for what cannot be interrupted."""
 
 
@@ -155,7 +155,7 @@ class SerialSequence:
         return self._hold.call(Job(verb, arguments, {"timeout": timeout, **options}, patience))
 
     def _drive(self, verb: str, *arguments: Any, **options: Any) -> Any:
-        return self._hold.call(Job(verb, arguments, options, _DRIVER))
+        return self._hold.call(Job(verb, arguments, options, DRIVER_TIMEOUT))
 
 
 def _verbs(guard: SerialGuard) -> Verbs:

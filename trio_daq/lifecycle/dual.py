@@ -17,6 +17,7 @@ import trio
 from trio_daq.config import DualConfig, check_drivers
 from trio_daq.data import DataDistributor
 from trio_daq.errors import StateError, UnhealthyError
+from trio_daq.legacy import LineDirectory
 from trio_daq.lifecycle.alone import start_alone, stop_alone
 from trio_daq.lifecycle.checkup import check_up
 from trio_daq.lifecycle.devices import Device, DeviceList
@@ -102,6 +103,7 @@ class DualRuntimeManager(Manager):
         self._stalls = StallWatch(self._note_stall)
         self._lines = Lines(config, history.note)
         self._devices = DeviceList(self._lines)
+        self._directory = LineDirectory(self._lines.session, self._lines.resources)
         self._safe = safe = SafeStates(config, self._lines)
         for_sides = (
             self._lines,
@@ -129,8 +131,7 @@ class DualRuntimeManager(Manager):
             shutdown_timeout=config.application.shutdown_timeout,
             on_stuck=on_stuck,
             on_requested=on_requested,
-            # A subscriber that waits for nobody any more must not hold up members that publish while they stop.
-            on_stopping=lambda: self.distributor.detach_blocking(keep="recorder"),
+            on_stopping=self._begin_stop,
             on_report=on_report,
             safe_states=safe.reports,
         )
@@ -138,6 +139,9 @@ class DualRuntimeManager(Manager):
     @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Self:
         await super().__aenter__()
+        assert self._root is not None
+        self._old_code = trio.CancelScope(shield=True)  # old code may have to clean up
+        self._root.start_soon(self._serve_old_code)
         self._stalls.start()
         return self
 
@@ -149,6 +153,12 @@ class DualRuntimeManager(Manager):
             return await super().__aexit__(kind, error, traceback)
         finally:
             self._stalls.stop()
+
+    async def _end(self, reason: str) -> None:
+        try:
+            await super()._end(reason)
+        finally:
+            self._old_code.cancel()
 
     @property
     def serial(self) -> Mapping[str, SharedSerialPort]:
@@ -375,6 +385,15 @@ class DualRuntimeManager(Manager):
         """Stop the lab: what it measures from now on would be lost."""
         self._member_failed(stage, member)
         self.request_shutdown("the recorder failed", member.error)
+
+    async def _serve_old_code(self) -> None:
+        with self._old_code:
+            await self._directory.serve()
+
+    def _begin_stop(self) -> None:
+        self._directory.host.interrupt()
+        # A subscriber that waits for nobody any more must not hold up members that publish while they stop.
+        self.distributor.detach_blocking(keep="recorder")
 
     def _note_stall(self, stall: Stall) -> None:
         text = f"stood still for {stall.seconds:.2f} s, while {stall.who} was at {stall.where}"

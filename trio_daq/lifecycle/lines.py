@@ -116,6 +116,10 @@ class Lines:
                 return session
         raise unknown_name("VISA session", name_or_resource, self.visa)
 
+    def resources(self) -> tuple[str, ...]:
+        """Return the VISA resource names of all sessions."""
+        return tuple(session.resource for session in self.visa.values())
+
     def share(self, device: SharedDevice[Any]) -> None:
         """Take a device among them.
 

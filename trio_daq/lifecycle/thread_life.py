@@ -17,7 +17,7 @@ from typing import Any
 import trio
 
 from trio_daq.data import DataDistributor, DataPublisher
-from trio_daq.legacy import DeviceDoor, DoorHost, SerialDoor, ThreadContext, VisaDoor
+from trio_daq.legacy import DeviceDoor, DoorHost, SerialDoor, ThreadContext, VisaDoor, served_by
 from trio_daq.lifecycle.whereabouts import Frame, frames_of_thread
 from trio_daq.serialport import SharedSerialPort
 from trio_daq.sharing import ServiceNursery, SharedDevice, WorkerThread
@@ -124,7 +124,7 @@ class _Life:
     async def _run(self) -> None:
         failure: Exception | None = None
         try:
-            await self._worker.run(_run_script, self._script)
+            await self._worker.run(_run_script, self._host, self._script)
         except Exception as error:  # noqa: BLE001 - it is raised below
             failure = error
         if self._host.interrupted:
@@ -144,9 +144,10 @@ class _Life:
         self._abandoned += (thread.name for thread in self._host.live_threads())
 
 
-def _run_script(script: Callable[[], object]) -> None:
+def _run_script(host: DoorHost, script: Callable[[], object]) -> None:
     try:
-        script()
+        with served_by(host):
+            script()
     except SystemExit as error:  # old programs end so; it is no reason to end the lab
         if error.code not in (None, 0):
             raise RuntimeError(f"it left by sys.exit({error.code!r})") from error

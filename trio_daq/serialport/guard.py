@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import trio
@@ -87,24 +88,23 @@ class SerialGuard(OwnedLine):
         """Read *count* bytes. Out of time, those that came stay for the next read."""
         return await self._bounded("read_exactly", timeout, self._read_exactly, _count("count", count))
 
-    async def read_until(self, terminator: bytes | None = None, *, timeout: float | None = None) -> bytes:
-        """Read up to and including *terminator*, by default the port's ``read_terminator``."""
+    async def read_until(
+        self, terminator: bytes | None = None, *, most: int | None = None, timeout: float | None = None
+    ) -> bytes:
+        """Read up to and including *terminator*, by default the port's ``read_terminator``; at most *most* bytes."""
         if terminator is not None and not _bytes(terminator):
             raise ValueError("a terminator needs at least one byte")
         end = self._line.config.read_terminator if terminator is None else terminator
-        return await self._bounded("read_until", timeout, self._read_until, end)
+        limit = None if most is None else _count("most", most)
+        return await self._bounded("read_until", timeout, self._read_until, end, limit)
 
-    @trio.lowlevel.enable_ki_protection
+    def peek(self) -> bytes:
+        """Return what has come and was not read. It stays there."""
+        return self._now("peek", self._line.peek)
+
     def discard_input(self) -> bytes:
         """Throw away what has come and was not read; return it. What is still on its way is not caught by this."""
-        self._check_alive("discard_input")
-        try:
-            return self._line.discard_input()
-        except trio.BrokenResourceError as error:
-            self._line.lose()
-            raise self._lost(str(error)) from error
-        except trio.ClosedResourceError as error:
-            raise self._gone() from error
+        return self._now("discard_input", self._line.discard_input)
 
     # What the driver is asked for cannot be interrupted: these calls end when it has done it, after 10 s at the latest.
 
@@ -153,6 +153,17 @@ class SerialGuard(OwnedLine):
         """End early: give the port to the next in line. Calling it again does nothing."""
         self._release(failed=self._busy)
 
+    @trio.lowlevel.enable_ki_protection
+    def _now(self, action: str, look: Callable[[], bytes]) -> bytes:
+        self._check_alive(action)
+        try:
+            return look()
+        except trio.BrokenResourceError as error:
+            self._line.lose()
+            raise self._lost(str(error)) from error
+        except trio.ClosedResourceError as error:
+            raise self._gone() from error
+
     async def _query(self, data: bytes, match: bytes | None) -> bytes:
         line = self._line
         end = line.config.read_terminator
@@ -191,9 +202,10 @@ class SerialGuard(OwnedLine):
         self._answered_if_whole(data)
         return data
 
-    async def _read_until(self, terminator: bytes) -> bytes:
+    async def _read_until(self, terminator: bytes, most: int | None) -> bytes:
+        take = self._line.buffer.take_until if most is None else partial(self._line.buffer.take_until, most=most)
         while True:
-            message = await self._take(self._line.buffer.take_until, terminator)
+            message = await self._take(take, terminator)
             if not self._line.unsolicited.claims(message):
                 self._answered_if_whole(message)  # with a terminator of the caller's own it may be a part
                 return message

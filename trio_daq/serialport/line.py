@@ -197,6 +197,11 @@ class SerialLine:
         self.trace.note("nobody", "drop", message)
         _log.info("%s: dropped a reply that does not match: %r", self.config.path, message[:80])
 
+    def peek(self) -> bytes:
+        """Return all that has come so far and is still unread. It stays."""
+        self.buffer.feed(self.stream.read_all_nowait())
+        return self.buffer.peek()
+
     def discard_input(self) -> bytes:
         """Throw away all that has come so far and return what was still unread here."""
         self.buffer.feed(self.stream.read_all_nowait())

@@ -184,7 +184,8 @@ class _MemoryTransport:
             for request in requests:
                 if request.data:
                     self.sent = "no"
-                    self._refuse_unasked()
+                    if not request.behind:
+                        self._refuse_unasked()
                     await self._write(request.data)
                 replies.append(await self._read(request, progress))
                 self.completed += 1
@@ -248,6 +249,8 @@ class _MemoryTransport:
                 return await self._read_message()
             case "block":
                 return await self._read_block(progress)
+            case "raw":
+                return await self._read_message() + self._termination
         return b""
 
     async def _read_message(self) -> bytes:

@@ -24,6 +24,7 @@ from trio_daq.sharing import Alarm
 from trio_daq.visa.settings import VisaSessionConfig
 from trio_daq.visa.tcp_connect import connect
 from trio_daq.visa.transport import (
+    AROUND_BLOCK,
     BlockError,
     ConnectionLostError,
     Progress,
@@ -32,7 +33,7 @@ from trio_daq.visa.transport import (
     TransportTimeoutError,
     UnaskedInputError,
 )
-from trio_daq.wire import BlockFormatError, BlockReader, ReceiveBuffer, printable
+from trio_daq.wire import BlockFormatError, BlockReader, ReceiveBuffer, definite_block_end, printable
 
 _CHUNK = 65536
 """Bytes read at once."""
@@ -112,12 +113,15 @@ class NativeTransport:
             for request in requests:
                 if request.data:
                     self.sent = "no"
-                    self._refuse_unasked()
+                    if not request.behind:
+                        self._refuse_unasked()
                     await self._write(request.data)
                 if request.reply == "message":
                     replies.append(await self._read_message())
                 elif request.reply == "block":
                     replies.append(await self._read_block(progress))
+                elif request.reply == "raw":
+                    replies.append(await self._read_raw())
                 else:
                     replies.append(b"")
                 self.completed += 1
@@ -217,6 +221,17 @@ class NativeTransport:
                 raise TransportError(f"{len(self._input)} bytes came without {termination!r}, which is to end a reply")
             self._input.feed(await self._receive())
         return message[: -len(termination)]
+
+    async def _read_raw(self) -> bytes:
+        most = self._config.max_block + AROUND_BLOCK
+        while (reply := self._input.take_until(self._termination, self._block_end())) is None:
+            if len(self._input) > most:
+                raise TransportError(f"{len(self._input)} bytes came without the end of a reply")
+            self._input.feed(await self._receive())
+        return reply
+
+    def _block_end(self) -> int:
+        return definite_block_end(self._input.head(AROUND_BLOCK))
 
     async def _read_block(self, progress: Progress | None) -> bytes:
         reader = BlockReader(self._config.max_block)

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from trio_daq.visa.pyvisa_inside import Inside, close_left_open, forget, look_inside
 from trio_daq.visa.resource_managers import SharedManager, shared_manager
 from trio_daq.visa.settings import VisaSessionConfig
-from trio_daq.visa.transport import BlockError, TransportError, TransportTimeoutError
-from trio_daq.wire import BlockFormatError, BlockReader
+from trio_daq.visa.transport import AROUND_BLOCK, BlockError, TransportError, TransportTimeoutError
+from trio_daq.wire import BlockFormatError, BlockReader, definite_block_end
 
 if TYPE_CHECKING:
     from pyvisa.resources import Resource
@@ -33,9 +33,6 @@ _CHUNK = 65536
 
 _BLOCK_CHUNK = 1 << 20
 """Bytes of a block asked for in one viRead; progress is told in these steps."""
-
-_AROUND_BLOCK = 256
-"""Bytes that a block may have before it, a response header, and after it, a termination."""
 
 _DRAINED = 65536
 """Bytes that are kept of what is thrown away."""
@@ -125,6 +122,21 @@ class PyvisaConnection:
             raise TransportError(f"a reply of more than {self._config.max_block} bytes came")
         return message
 
+    def read_raw(self, deadline: float) -> bytes:
+        """Read one reply, a message or a block, and return it as it came."""
+        most = self._config.max_block + AROUND_BLOCK
+        reply = bytearray()
+        ended = False
+        while not ended:
+            if len(reply) > most:
+                raise TransportError(f"a reply of more than {self._config.max_block} bytes came")
+            chunk, ended = self._read(_CHUNK, most + 1 - len(reply), deadline)
+            reply += chunk
+            if self._stream:
+                of_block = definite_block_end(reply[:AROUND_BLOCK])
+                ended = len(reply) > of_block and reply.endswith(self._termination)
+        return bytes(reply)
+
     def read_block(self, deadline: float, tell: Tell) -> bytes:
         """Read one IEEE 488.2 block, and what ends it, and return what it holds."""
         reader = BlockReader(self._config.max_block)
@@ -196,9 +208,9 @@ class PyvisaConnection:
         return self.read_message(deadline)
 
     def _read_block_to_end(self, deadline: float, reader: BlockReader, tell: Tell) -> bytes:
-        most = self._config.max_block + _AROUND_BLOCK
+        most = self._config.max_block + AROUND_BLOCK
         ended = False
-        while not ended and len(reader.surplus) <= _AROUND_BLOCK:
+        while not ended and len(reader.surplus) <= AROUND_BLOCK:
             chunk, ended = self._read(_BLOCK_CHUNK, most, deadline)
             reader.feed(chunk)
             _tell_of(reader, tell)

@@ -159,7 +159,8 @@ class PyvisaTransport:
         for request in job.requests:
             if request.data:
                 self.sent = "no"
-                self._refuse_unasked(connection)
+                if not request.behind:
+                    self._refuse_unasked(connection)
                 # Before the last look at the clock: whoever is told meanwhile must not be told that nothing is sent.
                 self.sent = "unknown"
                 if not job.is_wanted():
@@ -171,6 +172,8 @@ class PyvisaTransport:
                 replies.append(connection.read_message(deadline))
             elif request.reply == "block":
                 replies.append(connection.read_block(deadline, job.tell))
+            elif request.reply == "raw":
+                replies.append(connection.read_raw(deadline))
             else:
                 replies.append(b"")
             self.completed += 1

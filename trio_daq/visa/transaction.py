@@ -83,6 +83,14 @@ class Transaction(CommandVerbs):
             raise
         return self
 
+    async def read_raw(self, timeout: float | None = None) -> bytes:
+        """Read one reply to what was written before, a message or a block, and return it as it came.
+
+        Raises:
+            DaqError: As all verbs do; then the connection is made trustworthy before anybody's next command.
+        """
+        return await self._exchange_raw(Request(b"", "raw"), timeout, None, "normal")
+
     @trio.lowlevel.enable_ki_protection
     def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

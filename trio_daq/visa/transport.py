@@ -18,8 +18,12 @@ import attrs
 
 from trio_daq.errors import Sent
 
-ReplyKind = Literal["nothing", "message", "block"]
-"""What comes back: nothing; a message up to its termination or END; an IEEE 488.2 block, counted byte by byte."""
+ReplyKind = Literal["nothing", "message", "block", "raw"]
+"""What comes back: nothing; a message up to its termination or END; an IEEE 488.2 block, counted byte by byte; or
+whichever of these two comes, left as it came."""
+
+AROUND_BLOCK = 256
+"""Bytes that a block may have before it, a response header, and after it, a termination."""
 
 Progress = Callable[[int, int | None], object]
 """Told, in the Trio thread, how many bytes of a block have come, and of how many, None where the block does not say."""
@@ -32,10 +36,12 @@ class Request:
     Attributes:
         data: The bytes to write, their termination included; empty to read one more reply without asking.
         reply: What comes back.
+        behind: Whether replies to earlier requests may lie there, to be read later; else they are unasked input.
     """
 
     data: bytes
     reply: ReplyKind
+    behind: bool = False
 
 
 class TransportError(Exception):
@@ -98,8 +104,8 @@ class Transport(Protocol):
     ) -> list[bytes]:
         """Carry out *requests*, one after the other, and return what came back to each, ``b""`` for nothing.
 
-        A message is returned without its termination, a block without its header and what ends it. Cancelled, the
-        connection may be anywhere in the exchange: it is to be cleared or closed.
+        A message is returned without its termination, a block without its header and what ends it, what is raw with
+        all that it came with. Cancelled, the connection may be anywhere in the exchange: it is to be cleared or closed.
 
         Args:
             requests: At least one.

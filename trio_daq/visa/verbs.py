@@ -17,7 +17,10 @@ from trio_daq.visa.pending import PendingReply
 from trio_daq.visa.queue import PRIORITIES
 from trio_daq.visa.settings import VisaSessionConfig
 from trio_daq.visa.transport import Progress, ReplyKind, Request
-from trio_daq.wire import Command, parse_values, reply_rule, unpack_values
+from trio_daq.wire import Command, parse_values, printable, reply_rule, unpack_values
+
+_SHOWN = 60
+"""Bytes of what is written raw that errors show."""
 
 Text = str | Command
 """One program message, without its termination."""
@@ -195,6 +198,38 @@ class CommandVerbs(ABC):
             raise ValueError("a batch has at least one command")
         kinds: list[ReplyKind] = ["message" if self._is_answered(text) else "nothing" for text in texts]
         return await self._run(texts, kinds, timeout, owner, priority)
+
+    async def write_raw(
+        self,
+        data: bytes,
+        timeout: float | None = None,
+        owner: str | None = None,
+        priority: Priority = "normal",
+        *,
+        behind: bool = False,
+    ) -> None:
+        """Queue *data*, whatever it is and with the termination that it has, and return when it was written.
+
+        Args:
+            data: At least one byte.
+            timeout: As for all verbs.
+            owner: As for all verbs.
+            priority: As for all verbs.
+            behind: In a transaction, whether replies to what it wrote before may lie there, to be read later. Without
+                this they are taken for somebody's late ones, and the connection is made trustworthy first.
+
+        Raises:
+            DaqError: As all verbs do.
+        """
+        await self._exchange_raw(Request(data, "nothing", behind), timeout, owner, priority)
+
+    async def _exchange_raw(
+        self, request: Request, timeout: float | None, owner: str | None, priority: Priority
+    ) -> bytes:
+        seconds = self.config.timeout if timeout is None else checked_timeout(timeout)
+        text = printable(request.data, _SHOWN) if request.data else "(a read)"
+        order = self._new_order([request], [text], self._owner(owner), seconds, priority, None)
+        return (await self._carry_out(order))[0]
 
     @trio.lowlevel.enable_ki_protection
     def submit(

@@ -1,6 +1,6 @@
 """Bytes to messages and back: no I/O, no Trio."""
 
-from trio_daq.wire.block import BlockFormatError, BlockReader, encode_block
+from trio_daq.wire.block import BlockFormatError, BlockReader, definite_block_end, encode_block
 from trio_daq.wire.command import Command, Quoted
 from trio_daq.wire.dialect import ReplyRule, reply_rule
 from trio_daq.wire.exchange import Exchange, check_pattern
@@ -25,6 +25,7 @@ __all__ = [
     "Trace",
     "TraceEntry",
     "check_pattern",
+    "definite_block_end",
     "encode_block",
     "expects_reply",
     "parse_terminator",

@@ -10,6 +10,7 @@ Invariant: what a reader holds depends on the bytes that came, not on how they w
 
 from __future__ import annotations
 
+import re
 import string
 
 from trio_daq.wire.text import printable
@@ -19,6 +20,7 @@ Buffer = bytes | bytearray | memoryview
 _PREFIX_BYTES = frozenset((string.ascii_letters + string.digits + ":*_ ").encode())
 """What a response header and the space after it are made of (IEEE 488.2 §8.4): ``:CURVE ``, with HEADER ON."""
 _LONGEST_PREFIX = 64
+_DEFINITE = re.compile(rb"[A-Za-z0-9:*_ ]{0,64}#([1-9])")
 _LONGEST_NUMBER = 20
 """Digits in ``#(…)``; no instrument has a block of 10²⁰ bytes."""
 _SCRATCH = 64 * 1024
@@ -52,6 +54,23 @@ def encode_block(data: Buffer) -> bytes:
     if len(digits) > 9:
         raise ValueError(f"a block has at most 999999999 bytes, not {view.nbytes}")
     return b"".join((b"#%d" % len(digits), digits, view))
+
+
+def definite_block_end(reply: Buffer) -> int:
+    r"""Return how many bytes of *reply* belong to the definite block with which it begins: all that will come of it.
+
+    0 if it begins with none, or if not all digits of its length have come yet.
+
+    Example:
+        >>> definite_block_end(b"CURVE #14a\nb?\n"), definite_block_end(b"+1.0E+00\n"), definite_block_end(b"#2")
+        (13, 0, 0)
+    """
+    if (head := _DEFINITE.match(reply)) is None:
+        return 0
+    digits = bytes(reply[head.end() : head.end() + int(head[1])])
+    if len(digits) < int(head[1]) or not digits.isdigit():
+        return 0
+    return head.end() + len(digits) + int(digits)
 
 
 class BlockReader:

@@ -39,8 +39,14 @@ class ReceiveBuffer:
         """Return a copy of everything that waits here."""
         return bytes(self._bytes)
 
-    def take_until(self, terminator: bytes) -> bytes | None:
+    def head(self, count: int) -> bytes:
+        """Return a copy of the first *count* bytes, or of all if there are fewer."""
+        return bytes(self._bytes[:count])
+
+    def take_until(self, terminator: bytes, after: int = 0, most: int | None = None) -> bytes | None:
         """Take the first message up to and including *terminator*, or return None if it is not complete yet.
+
+        The first *after* bytes belong to it, whatever they are; with *most*, that many bytes are complete, too.
 
         The search goes on where the last one for the same terminator ended, so a long message that arrives in many
         pieces costs linear time.
@@ -52,9 +58,12 @@ class ReceiveBuffer:
             if not terminator:
                 raise ValueError("a terminator needs at least one byte")
             self._terminator, self._searched = terminator, 0
-        found = self._bytes.find(terminator, self._searched)
+        found = self._bytes.find(terminator, max(self._searched, after))
+        if most is not None and len(self._bytes) >= most and not 0 <= found <= most - len(terminator):
+            return self._take(most)
         if found < 0:
-            self._searched = max(0, len(self._bytes) - len(terminator) + 1)
+            if not after:
+                self._searched = max(0, len(self._bytes) - len(terminator) + 1)
             return None
         return self._take(found + len(terminator))
 

@@ -1,0 +1,156 @@
+"""One VISA session as old code has it: it writes and reads bytes, and says neither that it asks nor when it is done.
+
+So a write that asks takes the instrument, and the read of the whole reply gives it back. Where replies come to what
+does not look like a question, which the first read without one shows, every write takes it from then on. What is never
+read keeps the instrument for the time of a lease after the last call, no longer.
+
+Invariants: what is read is the reply to the last question of this very session, in order and once; a reply that was not
+read when the next question is asked is dropped, as an instrument drops it (IEEE 488.2-1992, 6.3.2.3).
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+
+from trio_daq.legacy.hold import Hold
+from trio_daq.legacy.host import DoorHost, Interruption, Job
+from trio_daq.legacy.implicit_lease import ImplicitLease
+from trio_daq.legacy.leased_instrument import LeasedInstrument, lease_instrument
+from trio_daq.visa import VisaSessionManager
+from trio_daq.wire import reply_rule
+
+SHORTEST_LEASE = 5.0
+"""Seconds for which an open question keeps the instrument at least, counted from the last call of the old code."""
+
+_SPREAD = 1.2
+"""How many times longer a lease may be than it has to be."""
+
+
+class OldVisaSession:
+    """A session of old code on a shared session. Its calls block, and are for any thread but Trio's.
+
+    All of them raise `DaqError`, and what *interruption* makes if the thread is to stop.
+
+    Args:
+        session: The shared session.
+        host: Serves it.
+        interruption: Makes the error by which a thread is told to stop.
+
+    Attributes:
+        timeout: Seconds that a call waits for the instrument.
+    """
+
+    def __init__(self, session: VisaSessionManager, host: DoorHost, interruption: Interruption) -> None:
+        self.timeout = 2.0
+        self._session = session
+        self._host = host
+        self._interruption = interruption
+        self._is_answered = reply_rule(session.config.dialect)
+        self._turn = threading.RLock()  # a script may use one session in two threads
+        self._lease = ImplicitLease(
+            host,
+            session.resource,
+            lambda: lease_instrument(session, host.owner, 2 * SHORTEST_LEASE),
+            LeasedInstrument.verbs,
+            patience=2 * SHORTEST_LEASE,  # whoever has it will have given it back by then
+            linger=SHORTEST_LEASE,
+            interruption=interruption,
+        )
+        self._lock: Hold | None = None
+        self._is_open = False  # a question, that is
+        self._reply = b""
+        self._read_so_far = 0
+
+    def write(self, data: bytes) -> None:
+        """Write *data*, and return when the instrument was given it."""
+        with self._turn:
+            asks = any(self._is_answered(line) for line in data.decode("latin-1").splitlines() if line.strip())
+            if asks:
+                self.clear()
+            job = Job("write", (data, self.timeout), {}, self.timeout)
+            if self._lock is not None:
+                self._lock.call(job)
+            else:
+                self._lease.linger = self._next_lease()
+                self._lease.write(job, asks=asks)
+            self._is_open = self._is_open or asks
+
+    def trigger(self) -> None:
+        """Write ``*TRG``."""
+        self.write(b"*TRG" + self._session.config.write_termination.encode("ascii"))
+
+    def read(self, count: int, termination: bytes | None) -> tuple[bytes, bool]:
+        """Return at most *count* bytes of a reply, and whether it was all.
+
+        Args:
+            count: Most bytes to return.
+            termination: A byte behind which reading stops, if it is not None.
+        """
+        with self._turn:
+            if self._read_so_far >= len(self._reply):
+                self._reply, self._read_so_far = self._next_reply(), 0
+            end = min(len(self._reply), self._read_so_far + count)
+            if termination is not None and (at := self._reply.find(termination, self._read_so_far, end)) >= 0:
+                end = at + len(termination)
+            data = self._reply[self._read_so_far : end]
+            self._read_so_far = end
+            return data, end == len(self._reply)
+
+    def clear(self) -> None:
+        """Forget what was asked and what was answered. No command of anybody else is touched."""
+        with self._turn:
+            self._reply, self._read_so_far = b"", 0
+            if self._is_open:
+                self._is_open = False
+                if self._lock is not None:
+                    self._lock.call(Job("forget"))
+                else:
+                    self._lease.give_back()
+
+    def lock(self, timeout: float) -> None:
+        """Have the instrument until `unlock`: nobody else's command comes between."""
+        with self._turn:
+            self.clear()
+            hold = Hold(self._host, self._session.resource, self._interruption)
+            owner = self._host.owner
+            hold.enter(lambda: lease_instrument(self._session, owner, timeout), LeasedInstrument.verbs, timeout)
+            self._lock = hold
+
+    def unlock(self) -> None:
+        """Give the instrument back, if it was locked."""
+        with self._turn:
+            lock, self._lock = self._lock, None
+            failed, self._is_open = self._is_open, False
+            if lock is not None:
+                lock.leave(failed=failed)
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether it was locked."""
+        return self._lock is not None
+
+    def close(self) -> None:
+        """Give up whatever it has."""
+        self.unlock()
+        self._lease.give_back()
+
+    @property
+    def _longest(self) -> float:
+        return max(SHORTEST_LEASE, self.timeout)
+
+    def _next_lease(self) -> float:
+        # Two threads that wait for each other's instruments must not give them up at the same moment.
+        return self._longest * random.uniform(1.0, _SPREAD)  # noqa: S311 - it keeps no secret
+
+    def _next_reply(self) -> bytes:
+        job = Job("read", (self.timeout, self._longest), {}, self.timeout)
+        self._is_open = True
+        reply: bytes
+        if self._lock is not None:
+            reply = self._lock.call(job)
+        else:
+            self._lease.linger = self._next_lease()
+            reply = self._lease.read(job, lambda _: "whole")
+        self._is_open = False
+        return reply

@@ -39,6 +39,11 @@ class Lab:
             while not condition(self.commands()):  # noqa: ASYNC110 - the log is another process's
                 await trio.sleep(0.005)
 
+    async def wait_for_owner(self, owner: str) -> None:
+        with trio.fail_after(5):
+            while self.port.current_owner() != owner:  # noqa: ASYNC110 - a change of owner has no event
+                await trio.sleep(0.001)
+
     async def ask(self, command: bytes, timeout: float = 10.0) -> bytes:
         async with self.port.acquire("new", timeout=timeout) as guard:
             return await guard.query(command)
@@ -68,7 +73,7 @@ async def open_lab(path: str, log: Path, **settings: Any) -> AsyncIterator[Lab]:
     defaults = {"write_terminator": "\r\n", "read_terminator": "\r\n", "timeout": 0.3, "quiet_time": 0.2}
     config = SerialPortConfig(path=path, **(defaults | settings))  # type: ignore[arg-type]
     async with SharedSerialPort(config) as port, trio.open_nursery() as nursery:
-        await port.recover()
+        await port.recover(timeout=5)
         host, scope = DoorHost("old"), trio.CancelScope()
 
         async def serve(task_status: trio.TaskStatus[None]) -> None:

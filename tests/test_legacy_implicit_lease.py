@@ -335,3 +335,21 @@ async def test_a_line_that_was_taken_back_is_taken_anew(lab: Lab) -> None:
     with pytest.raises(OSError, match="the test wants it"):
         await in_thread(lab.old.read)
     assert await in_thread(lab.old.query, b"POS? c") == b"c 12.500"
+
+
+async def test_a_line_that_is_held_for_too_long_is_taken_back(instruments: Instruments) -> None:
+    """``max_hold`` of the port counts here too; the thread's next call takes the line anew."""
+    config = SerialPortConfig(path=instruments.stage, read_terminator="\r\n", timeout=0.1, quiet_time=0.1, max_hold=0.2)
+    async with SharedSerialPort(config) as port, trio.open_nursery() as nursery:
+        host = DoorHost("old")
+        await nursery.start(host.serve)
+        old = Old(host, port, linger=10.0)
+        await in_thread(old.write, b"POS? a")
+        began = time.monotonic()
+        async with port.acquire("new", timeout=5) as guard:
+            assert await guard.query(b"POS? b") == b"b 12.500"
+        assert time.monotonic() - began < 2
+        with pytest.raises(TimeoutError):
+            await in_thread(old.read, 0.1)
+        assert await in_thread(old.query, b"POS? c") == b"c 12.500"
+        nursery.cancel_scope.cancel()

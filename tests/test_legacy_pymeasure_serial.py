@@ -92,11 +92,11 @@ async def test_no_reply_reaches_the_wrong_reader(tmp_path: Path) -> None:
 
     async with open_simulated_lab(tmp_path / "log.jsonl", stage=faults, meter=None) as simulated:
         assert simulated.stage_path is not None
-        async with open_lab(simulated.stage_path, simulated.log, **settings) as lab:
-            async with trio.open_nursery() as nursery:
-                for number in range(2):
-                    nursery.start_soon(in_thread, old, lab, f"old{number}")
-                    nursery.start_soon(new, lab, f"new{number}")
+        opened = open_lab(simulated.stage_path, simulated.log, **settings)
+        async with opened as lab, trio.open_nursery() as nursery:
+            for number in range(2):
+                nursery.start_soon(in_thread, old, lab, f"old{number}")
+                nursery.start_soon(new, lab, f"new{number}")
     answered = replies_by_tag(read_log(tmp_path / "log.jsonl"))
     assert [(tag, reply) for tag, reply in got if answered.get(tag) != reply] == []
     replies = Counter(tag[:3] for tag, _ in got)

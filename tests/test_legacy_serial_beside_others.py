@@ -240,6 +240,63 @@ async def test_close_gives_up_the_line_and_leaves_the_port_open(tmp_path: Path) 
         assert lab.port.state is LineState.CLEAN
 
 
+async def test_reply_that_came_and_was_thrown_away_is_not_waited_for(tmp_path: Path) -> None:
+    """Who clears the input after the reply has come leaves a clean line, which the next owner gets at once."""
+    async with own_lab(tmp_path / "log.jsonl", quiet_time=1.0) as lab:
+
+        def script() -> None:
+            port = BlockingSerial(lab.door)
+            port.write(b"POS? a\r\n")
+            while port.in_waiting < len(b"a 12.500\r\n"):
+                time.sleep(0.001)
+            port.reset_input_buffer()
+
+        await in_thread(script)
+        with trio.fail_after(0.8):
+            assert await lab.ask(b"POS? b") == b"b 12.500"
+
+
+async def test_nobody_writes_into_half_a_command(tmp_path: Path) -> None:
+    """A command that is written in pieces, with a pause in between, is whole when it reaches the instrument."""
+    async with own_lab(tmp_path / "log.jsonl") as lab:
+
+        def script() -> bytes:
+            port = BlockingSerial(lab.door)
+            port.write(b"MOVE 12.5")
+            time.sleep(0.2)
+            port.write(b" a\r\n")
+            return port.readline()
+
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def other() -> None:
+                await lab.wait_for_owner("old")
+                assert await lab.ask(b"POS? b") == b"b 12.500"
+
+            assert await in_thread(script) == b"a OK\r\n"
+        assert lab.commands() == ["MOVE 12.5 a", "POS? b"]
+
+
+async def test_who_only_listens_lets_others_in(tmp_path: Path) -> None:
+    """A thread that reads again and again what an instrument sends unasked delays an owner by one line of it."""
+    async with own_lab(tmp_path / "log.jsonl", on_acquire="keep") as lab:
+        ended = threading.Event()
+
+        def script() -> int:
+            port, heard = BlockingSerial(lab.door, timeout=0.1), 0
+            while not ended.is_set():
+                heard += port.readline() == b""
+            return heard
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(in_thread, script)
+            for number in range(10):
+                with trio.fail_after(2):
+                    assert await lab.ask(b"POS? %d" % number) == b"%d 12.500" % number
+            ended.set()
+
+
 # --- the stop --------------------------------------------------------------------------------------------------------
 
 

@@ -294,6 +294,24 @@ async def test_discard_input_returns_what_it_threw_away(device: Device, make_por
         assert await guard.query(b"a", timeout=2) == b"re a"
 
 
+async def test_peek_takes_nothing(device: Device, make_port: MakePort) -> None:
+    """`peek` shows what has come, from the driver too, and leaves it for the next read, which may be limited."""
+    port = make_port()
+    async with port.acquire("alice") as guard:
+        assert guard.peek() == b""
+        device.send(b"12.5\n")
+        with trio.fail_after(2):
+            while guard.peek() != b"12.5\n":  # noqa: ASYNC110 - what comes has no event
+                await trio.sleep(0.001)
+        assert await guard.read_until(most=3, timeout=2) == b"12."
+        assert guard.peek() == b"5\n"
+        assert await guard.read_until(most=3, timeout=2) == b"5\n"
+        with pytest.raises(ValueError, match="most must be at least 1"):
+            await guard.read_until(most=0)
+    with pytest.raises(GuardReleasedError):
+        guard.peek()
+
+
 # --- who may do what, and until when -----------------------------------------------------------------------------
 
 

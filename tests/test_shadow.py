@@ -11,6 +11,7 @@ from typing import Any
 
 import attrs
 import pytest
+import pyvisa
 import trio
 import trio.testing
 from hypothesis import given, settings
@@ -20,7 +21,7 @@ from trio_daq.actors import Actor, Message, handles
 from trio_daq.config import DualConfig, MemberConfig, RecordingConfig, SubsystemConfig, check_drivers
 from trio_daq.data import DataDistributor, DataPublisher, Reading, Value
 from trio_daq.drivers import Comparison, ComparisonReport, DriverContext, ShadowReport, Tolerance, shadow
-from trio_daq.legacy import ThreadContext, VisaDoor
+from trio_daq.legacy import ThreadContext
 from trio_daq.lifecycle import DualRuntimeManager
 from trio_daq.sim import open_simulated_lab, read_log
 from trio_daq.visa import VisaSessionConfig, VisaSessionManager
@@ -393,10 +394,15 @@ def test_a_file_can_name_it() -> None:
 # --- on an instrument ---------------------------------------------------------------------------------------------
 
 
-def old_meter(visa: VisaDoor, context: ThreadContext) -> None:
+def old_meter(resource: str, context: ThreadContext) -> None:
     """A blocking driver, written for pyvisa."""
+    library = pyvisa.ResourceManager("@trio_daq")
+    meter: Any = library.open_resource(resource, read_termination="\n", write_termination="\n", timeout=2000)
     while not context.wait_stopping(0.005):
-        context.publish("voltage", float(visa.query("MEAS:VOLT? old").split(",")[1]), "V")
+        meter.write("MEAS:VOLT? old")
+        context.publish("voltage", float(meter.read().split(",")[1]), "V")
+    meter.close()
+    library.close()
 
 
 @attrs.frozen
@@ -438,7 +444,7 @@ async def test_old_thread_and_new_actor_on_one_meter(factor: float, tmp_path: Pa
             await manager.start()
             with manager.distributor.subscribe("test") as heard, trio.fail_after(20):
                 await manager.v2.spawn(compare_meters)
-                await manager.v2.spawn_thread(old_meter, manager.visa["meter"], name="old")
+                await manager.v2.spawn_thread(old_meter, simulated.meter_resource, name="old")
                 await manager.v4.spawn(NewMeter, manager.visa["meter"], factor, name="new")
                 windows = 0
                 while windows < 3:

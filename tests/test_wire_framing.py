@@ -97,6 +97,24 @@ def test_a_changed_terminator_is_searched_from_the_start():
     assert buffer.take_until(b";") == b"1;"
 
 
+@pytest.mark.parametrize(
+    ("waiting", "most", "taken"),
+    [
+        (b"12.5\n7\n", 9, b"12.5\n"),
+        (b"12.5\n7\n", 5, b"12.5\n"),
+        (b"12.5\n7\n", 4, b"12.5"),
+        (b"12.5", 4, b"12.5"),
+        (b"12.5", 5, None),
+    ],
+)
+def test_a_message_may_be_limited(waiting, most, taken):
+    """It is complete with its terminator or with so many bytes, and no more are taken."""
+    buffer = ReceiveBuffer()
+    buffer.feed(waiting)
+    assert buffer.take_until(b"\n", most=most) == taken
+    assert buffer.peek() == waiting[len(taken or b"") :]
+
+
 def test_an_empty_terminator_is_refused():
     """Nothing can end with nothing: it raises instead of giving empty messages without end."""
     with pytest.raises(ValueError, match="at least one byte"):

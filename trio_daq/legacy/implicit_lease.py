@@ -62,6 +62,8 @@ class ImplicitLease(Generic[_T]):
         verbs: Told what that block gives; returns what can be asked for.
         patience: Seconds that entering the block takes at most.
         linger: Seconds after the last write or read at which a line that was kept is given back.
+        moment: Seconds for which it is kept after a write that is not answered, and after a whole reply; 0 where a
+            reply tells its end.
         interruption: Makes the error by which a thread is told to stop.
 
     Attributes:
@@ -80,9 +82,11 @@ class ImplicitLease(Generic[_T]):
         *,
         patience: float,
         linger: float,
+        moment: float = _MOMENT,
         interruption: Interruption = DoorInterruptedError,
     ) -> None:
         self.linger = linger
+        self._moment = moment
         self._host = host
         self._resource = resource
         self._acquire = acquire
@@ -217,10 +221,11 @@ class ImplicitLease(Generic[_T]):
         term.has_asked |= asks > 0 or self._is_answered
         term.is_due |= term.has_asked or goes_on
         term.goes_on, term.joins = goes_on, term.is_due
-        self._keep(term, self.linger if term.is_due else _MOMENT)
+        self._keep(term, self.linger if term.is_due else self._moment)
 
     def _after_read(self, brought: Callable[[Any], Reply], term: _Term, result: Any) -> None:
         reply = brought(result)
+        moment = _MOMENT if reply == "enough" else self._moment
         if reply == "enough":  # to who only listens the rest may come at any time
             reply = "whole" if term.wrote and term.open_questions <= 1 else "part"
         if reply == "whole" and term.open_questions:
@@ -232,7 +237,7 @@ class ImplicitLease(Generic[_T]):
         if term.is_due or reply == "part":
             self._keep(term, self.linger)
         elif term.wrote:
-            self._keep(term, _MOMENT)
+            self._keep(term, moment)
         else:  # it listens only, and gets what comes while it does
             self._end(term)
 

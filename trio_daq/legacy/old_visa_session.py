@@ -16,7 +16,7 @@ import threading
 from trio_daq.legacy.hold import Hold
 from trio_daq.legacy.host import DoorHost, Interruption, Job
 from trio_daq.legacy.implicit_lease import ImplicitLease
-from trio_daq.legacy.leased_instrument import LeasedInstrument, lease_instrument
+from trio_daq.legacy.leased_instrument import LeasedInstrument, Piece, lease_instrument
 from trio_daq.visa import VisaSessionManager
 from trio_daq.wire import reply_rule
 
@@ -55,6 +55,7 @@ class OldVisaSession:
             LeasedInstrument.verbs,
             patience=2 * SHORTEST_LEASE,  # whoever has it will have given it back by then
             linger=SHORTEST_LEASE,
+            moment=0.0,
             interruption=interruption,
         )
         self._lock: Hold | None = None
@@ -89,13 +90,13 @@ class OldVisaSession:
         """
         with self._turn:
             if self._read_so_far >= len(self._reply):
-                self._reply, self._read_so_far = self._next_reply(), 0
+                self._reply, self._read_so_far = self._next_piece(count), 0
             end = min(len(self._reply), self._read_so_far + count)
             if termination is not None and (at := self._reply.find(termination, self._read_so_far, end)) >= 0:
                 end = at + len(termination)
             data = self._reply[self._read_so_far : end]
             self._read_so_far = end
-            return data, end == len(self._reply)
+            return data, end == len(self._reply) and not self._is_open
 
     def clear(self) -> None:
         """Forget what was asked and what was answered. No command of anybody else is touched."""
@@ -143,14 +144,14 @@ class OldVisaSession:
         # Two threads that wait for each other's instruments must not give them up at the same moment.
         return self._longest * random.uniform(1.0, _SPREAD)  # noqa: S311 - it keeps no secret
 
-    def _next_reply(self) -> bytes:
-        job = Job("read", (self.timeout, self._longest), {}, self.timeout)
+    def _next_piece(self, count: int) -> bytes:
+        job = Job("read", (self.timeout, self._longest, count), {}, self.timeout)
         self._is_open = True
-        reply: bytes
+        piece: Piece
         if self._lock is not None:
-            reply = self._lock.call(job)
+            piece = self._lock.call(job)
         else:
             self._lease.linger = self._next_lease()
-            reply = self._lease.read(job, lambda _: "whole")
-        self._is_open = False
-        return reply
+            piece = self._lease.read(job, lambda piece: piece.reply)
+        self._is_open = piece.reply == "part"
+        return piece.data

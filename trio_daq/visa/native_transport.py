@@ -121,7 +121,7 @@ class NativeTransport:
                 elif request.reply == "block":
                     replies.append(await self._read_block(progress))
                 elif request.reply == "raw":
-                    replies.append(await self._read_raw())
+                    replies.append(await self._read_raw(request))
                 else:
                     replies.append(b"")
                 self.completed += 1
@@ -222,16 +222,16 @@ class NativeTransport:
             self._input.feed(await self._receive())
         return message[: -len(termination)]
 
-    async def _read_raw(self) -> bytes:
+    async def _read_raw(self, request: Request) -> bytes:
         most = self._config.max_block + AROUND_BLOCK
-        while (reply := self._input.take_until(self._termination, self._block_end())) is None:
+        inside = request.inside
+        while True:
+            after = definite_block_end(self._input.head(AROUND_BLOCK)) if inside is None else inside
+            if (piece := self._input.take_piece(self._termination, after, request.enough)) is not None:
+                return piece
             if len(self._input) > most:
                 raise TransportError(f"{len(self._input)} bytes came without the end of a reply")
             self._input.feed(await self._receive())
-        return reply
-
-    def _block_end(self) -> int:
-        return definite_block_end(self._input.head(AROUND_BLOCK))
 
     async def _read_block(self, progress: Progress | None) -> bytes:
         reader = BlockReader(self._config.max_block)

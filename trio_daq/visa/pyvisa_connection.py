@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from trio_daq.visa.pyvisa_inside import Inside, close_left_open, forget, look_inside
 from trio_daq.visa.resource_managers import SharedManager, shared_manager
 from trio_daq.visa.settings import VisaSessionConfig
-from trio_daq.visa.transport import AROUND_BLOCK, BlockError, TransportError, TransportTimeoutError
+from trio_daq.visa.transport import AROUND_BLOCK, BlockError, Request, TransportError, TransportTimeoutError
 from trio_daq.wire import BlockFormatError, BlockReader, definite_block_end
 
 if TYPE_CHECKING:
@@ -122,20 +122,26 @@ class PyvisaConnection:
             raise TransportError(f"a reply of more than {self._config.max_block} bytes came")
         return message
 
-    def read_raw(self, deadline: float) -> bytes:
-        """Read one reply, a message or a block, and return it as it came."""
+    def read_raw(self, request: Request, deadline: float) -> bytes:
+        """Read a reply as it comes, or a piece of it."""
         most = self._config.max_block + AROUND_BLOCK
         reply = bytearray()
-        ended = False
-        while not ended:
+        while True:
             if len(reply) > most:
                 raise TransportError(f"a reply of more than {self._config.max_block} bytes came")
-            chunk, ended = self._read(_CHUNK, most + 1 - len(reply), deadline)
+            of_block = definite_block_end(reply[:AROUND_BLOCK]) if request.inside is None else request.inside
+            left = min(of_block if of_block > len(reply) else most + 1, request.enough) - len(reply)
+            chunk, ended = self._read(_CHUNK, left if self._stream else most + 1 - len(reply), deadline)
             reply += chunk
-            if self._stream:
-                of_block = definite_block_end(reply[:AROUND_BLOCK])
-                ended = len(reply) > of_block and reply.endswith(self._termination)
-        return bytes(reply)
+            if not self._stream:
+                if ended:
+                    return bytes(reply)
+            elif len(reply) > of_block and reply.endswith(self._termination):
+                return bytes(reply)
+            elif len(reply) >= request.enough or len(reply) == of_block > 0:
+                with contextlib.suppress(OSError):  # what has come is good, and the next exchange will meet the end
+                    reply += self.inside.unasked()
+                return bytes(reply)
 
     def read_block(self, deadline: float, tell: Tell) -> bytes:
         """Read one IEEE 488.2 block, and what ends it, and return what it holds."""

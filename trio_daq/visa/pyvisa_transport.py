@@ -173,7 +173,7 @@ class PyvisaTransport:
             elif request.reply == "block":
                 replies.append(connection.read_block(deadline, job.tell))
             elif request.reply == "raw":
-                replies.append(connection.read_raw(deadline))
+                replies.append(connection.read_raw(request, deadline))
             else:
                 replies.append(b"")
             self.completed += 1

@@ -8,6 +8,7 @@ Invariants: from being begun until being ended it is the link's `exclusive`; it 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
@@ -83,13 +84,30 @@ class Transaction(CommandVerbs):
             raise
         return self
 
-    async def read_raw(self, timeout: float | None = None) -> bytes:
+    async def read_raw(
+        self, timeout: float | None = None, enough: int = sys.maxsize, inside: int | None = None
+    ) -> bytes:
         """Read one reply to what was written before, a message or a block, and return it as it came.
+
+        On a stream (raw sockets, serial ports) it may come in pieces.
+
+        Args:
+            timeout: As for all verbs.
+            enough: So many bytes are worth to be returned, with all that is there, though the end has not come.
+            inside: How many bytes of a block are still to come, if the reply was begun; None if it was not.
 
         Raises:
             DaqError: As all verbs do; then the connection is made trustworthy before anybody's next command.
         """
-        return await self._exchange_raw(Request(b"", "raw"), timeout, None, "normal")
+        request = Request(b"", "raw", enough=enough, inside=inside)
+        return await self._exchange_raw(request, timeout, None, "normal")
+
+    def give_up(self) -> None:
+        """Give up the command in flight, if it is of this transaction, and do not wait for what may still come."""
+        in_flight = self._link.in_flight
+        if in_flight is not None and in_flight.bond is self._bond:
+            in_flight.abandon()
+            self._link.give_up()
 
     @trio.lowlevel.enable_ki_protection
     def __aexit__(

@@ -11,6 +11,7 @@ to an old command, so the connection is not to be used before it was cleared, dr
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
@@ -20,7 +21,7 @@ from trio_daq.errors import Sent
 
 ReplyKind = Literal["nothing", "message", "block", "raw"]
 """What comes back: nothing; a message up to its termination or END; an IEEE 488.2 block, counted byte by byte; or
-whichever of these two comes, left as it came."""
+whichever of these two comes, left as it came, and perhaps in pieces."""
 
 AROUND_BLOCK = 256
 """Bytes that a block may have before it, a response header, and after it, a termination."""
@@ -37,11 +38,16 @@ class Request:
         data: The bytes to write, their termination included; empty to read one more reply without asking.
         reply: What comes back.
         behind: Whether replies to earlier requests may lie there, to be read later; else they are unasked input.
+        enough: Of a raw reply on a stream, so many bytes are worth to be returned though its end has not come, with
+            all that has come besides; and so is a block without what ends it.
+        inside: Bytes of a block that are still to come; None at the beginning of a reply.
     """
 
     data: bytes
     reply: ReplyKind
     behind: bool = False
+    enough: int = sys.maxsize
+    inside: int | None = None
 
 
 class TransportError(Exception):

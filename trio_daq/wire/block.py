@@ -20,7 +20,7 @@ Buffer = bytes | bytearray | memoryview
 _PREFIX_BYTES = frozenset((string.ascii_letters + string.digits + ":*_ ").encode())
 """What a response header and the space after it are made of (IEEE 488.2 §8.4): ``:CURVE ``, with HEADER ON."""
 _LONGEST_PREFIX = 64
-_DEFINITE = re.compile(rb"[A-Za-z0-9:*_ ]{0,64}#([1-9])")
+_DEFINITE = re.compile(rb"[A-Za-z0-9:*_ ,]{0,64}#([1-9])")
 _LONGEST_NUMBER = 20
 """Digits in ``#(…)``; no instrument has a block of 10²⁰ bytes."""
 _SCRATCH = 64 * 1024

@@ -75,6 +75,13 @@ class ReceiveBuffer:
         """Take what is there, at most *most* bytes, or return None if there is nothing."""
         return self._take(min(most, len(self._bytes))) if self._bytes else None
 
+    def take_piece(self, terminator: bytes, after: int, enough: int) -> bytes | None:
+        """Take what `take_until` would; or all that is there if it is *enough*, or exactly the first *after* bytes."""
+        if (message := self.take_until(terminator, after)) is not None:
+            return message
+        has_enough = len(self._bytes) >= enough or 0 < after == len(self._bytes)
+        return self.clear() if has_enough else None
+
     def clear(self) -> bytes:
         """Throw everything away and return what it was."""
         return self._take(len(self._bytes))

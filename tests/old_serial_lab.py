@@ -15,6 +15,7 @@ import trio
 from trio_daq.legacy import DoorHost, SerialDoor
 from trio_daq.serialport import SerialPortConfig, SharedSerialPort
 from trio_daq.sim import read_log
+from trio_daq.wire import SyncQuery
 
 _T = TypeVar("_T")
 
@@ -31,8 +32,13 @@ class Lab:
     old_entries: int
 
     def commands(self) -> list[str]:
-        """Return the commands that the stage got in this test."""
-        return [entry.text for entry in read_log(self.log)[self.old_entries :] if entry.event == "command"]
+        """Return the commands that the stage got in this test, without those that make the line clean."""
+        commands = [entry.text for entry in read_log(self.log)[self.old_entries :] if entry.event == "command"]
+        return [command for command in commands if not command.startswith("ECHO")]
+
+    def dropped(self) -> bytes:
+        """Return what reached nobody, of what the port remembers."""
+        return b"".join(entry.data for entry in self.port.trace() if entry.direction == "drop")
 
     async def wait_for_commands(self, condition: Callable[[list[str]], bool]) -> None:
         with trio.fail_after(5):
@@ -69,9 +75,15 @@ def running_instruments(folder: Path) -> Iterator[Instruments]:
 
 @contextlib.asynccontextmanager
 async def open_lab(path: str, log: Path, **settings: Any) -> AsyncIterator[Lab]:
-    """Have a lab on the stage at *path*; without sync query a dirty line has to be quiet for 0.2 s."""
-    defaults = {"write_terminator": "\r\n", "read_terminator": "\r\n", "timeout": 0.3, "quiet_time": 0.2}
-    config = SerialPortConfig(path=path, **(defaults | settings))  # type: ignore[arg-type]
+    """Have a lab on the stage at *path*, whose dirty line is clean when its sync query has been answered."""
+    defaults: dict[str, Any] = {
+        "write_terminator": "\r\n",
+        "read_terminator": "\r\n",
+        "timeout": 0.3,
+        "quiet_time": 1.0,
+        "sync_query": SyncQuery("ECHO {nonce}", "{nonce}"),
+    }
+    config = SerialPortConfig(path=path, **(defaults | settings))
     async with SharedSerialPort(config) as port, trio.open_nursery() as nursery:
         await port.recover(timeout=5)
         host, scope = DoorHost("old"), trio.CancelScope()

@@ -94,6 +94,8 @@ def resolve(tmp_path: Path, driver: str, **settings: Any) -> ResolvedDriver:
         ("ramp", {"serial": ["s", "t"], "options": {"rate": 1, "steps": 4}, "kind": "thread"}, "thread", False),
         ("sweep", {"visa": "d", "options": {"a": 1}}, "task", True),
         ("sweep", {"visa": "d", "kind": "task"}, "task", True),
+        ("sweep", {"visa": "d", "kind": "asyncio"}, "asyncio", True),
+        ("caller", {"visa": "d", "kind": "asyncio"}, "asyncio", False),
         ("anything", {"serial": "s", "visa": "d", "options": {"a": 1}}, "thread", False),
         ("bare", {}, "thread", False),
         ("caller", {"visa": "d"}, "task", False),
@@ -151,12 +153,23 @@ def test_a_driver_that_fits_is_resolved(
         (
             "sweep",
             {"visa": "d", "kind": "thread"},
-            "x.kind: 'thread' does not fit: {m}:sweep ({m}.py:7) is an async function; write kind = 'task' or nothing",
+            (
+                "x.kind: 'thread' does not fit: {m}:sweep ({m}.py:7) is an async function; write kind = 'task' or "
+                "nothing, or 'asyncio' if it is written for asyncio"
+            ),
         ),
         (
             "bare",
             {"kind": "task"},
             "x.kind: 'task' does not fit: {m}:bare ({m}.py:16) is a plain callable; write kind = 'thread' or nothing",
+        ),
+        (
+            "bare",
+            {"kind": "asyncio"},
+            (
+                "x.kind: 'asyncio' does not fit: {m}:bare ({m}.py:16) is a plain callable; "
+                "write kind = 'thread' or nothing"
+            ),
         ),
         ("stream", {}, "x.driver: {m}:stream ({m}.py:19) holds a 'yield', so calling it runs nothing; take it out"),
         ("astream", {}, "x.driver: {m}:astream ({m}.py:22) holds a 'yield', so calling it runs nothing; take it out"),
@@ -317,3 +330,11 @@ def test_kind_actor_needs_an_actor(tmp_path: Path, write: Write) -> None:
             resolve(tmp_path, f"{module}:{name}", kind="actor")
     with pytest.raises(ConfigError, match=r"'task' does not fit: .* is an actor"):
         resolve(tmp_path, f"{module}:Meter", kind="task")
+
+
+def test_built_in_driver_is_not_for_asyncio(tmp_path: Path) -> None:
+    """Both are async functions, and which of the two worlds a function is for does not show: ours are known."""
+    with pytest.raises(
+        ConfigError, match=r"'asyncio' does not fit: scpi_poll .*is built in, an async function for Trio"
+    ):
+        resolve(tmp_path, "scpi_poll", visa="d", kind="asyncio", options={"queries": {"v": "V?"}})

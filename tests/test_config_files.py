@@ -191,7 +191,7 @@ WRONG_FILES = [
     ),
     (
         V2 + MEMBER + "kind = 'actor'",
-        "lab.toml:5: v2.instruments[0].kind: 'actor' does not run on [v2], only 'thread' or",
+        "lab.toml:5: v2.instruments[0].kind: 'actor' does not run on [v2], only 'thread' or 'task' or 'asyncio'",
     ),
     (
         MEMBER.replace("v2", "v4") + "kind = 'task'",
@@ -207,7 +207,10 @@ WRONG_FILES = [
         "expected one of 'stop', 'isolate', got 'isolated' (did you mean 'isolate'?)",
     ),
     (V2 + MEMBER + "escalate = true", "escalate: expected one of 'error', 'stop', got"),
-    (V2 + MEMBER + "kind = 'tsk'", "expected one of 'thread', 'task', 'actor', got 'tsk' (did you mean 'task'?)"),
+    (
+        V2 + MEMBER + "kind = 'tsk'",
+        "expected one of 'thread', 'task', 'asyncio', 'actor', got 'tsk' (did you mean 'task'?)",
+    ),
     (
         V2 + STAGE + "[serial.two]\npath = '/dev/../dev/ttyS0'",
         "lab.toml:5: serial.two.path: '/dev/../dev/ttyS0' is the same hardware as serial.stage ('/dev/ttyS0')",

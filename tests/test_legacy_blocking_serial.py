@@ -258,7 +258,7 @@ async def test_it_does_what_pyserial_does(instruments: Instruments, case: Callab
             return timed(port)
 
     expected, seconds = await in_thread(plain)
-    async with open_lab(instruments.stage, instruments.log, quiet_time=0.05) as lab:
+    async with open_lab(instruments.stage, instruments.log) as lab:
         got, took = await in_thread(lambda: timed(BlockingSerial(lab.door, timeout=1)))
     assert got == expected
     assert took < seconds + 0.5

@@ -18,7 +18,6 @@ from old_serial_lab import Lab, in_thread, open_lab
 from trio_daq.errors import ExchangeTimeoutError
 from trio_daq.legacy import BlockingSerial
 from trio_daq.sim import FaultPlan, open_simulated_lab, read_log, replies_by_tag
-from trio_daq.wire import SyncQuery
 
 adapters = pytest.importorskip("pymeasure.adapters", exc_type=ImportError)
 instruments = pytest.importorskip("pymeasure.instruments", exc_type=ImportError)
@@ -70,8 +69,7 @@ def close_shutter(lab: Lab) -> None:
 
 async def test_no_reply_reaches_the_wrong_reader(tmp_path: Path) -> None:
     """Two threads of PyMeasure and two async owners, late and missing replies, and cancellations: 0 wrong."""
-    faults = FaultPlan(late_every=19, late_by=0.15, silent_every=61)
-    settings = {"timeout": 0.1, "sync_query": SyncQuery("ECHO {nonce}", "{nonce}")}
+    faults = FaultPlan(late_every=19, late_by=0.1, silent_every=61)
     got: list[tuple[str, str]] = []
     each = max(1, EXCHANGES // 4)
 
@@ -92,7 +90,7 @@ async def test_no_reply_reaches_the_wrong_reader(tmp_path: Path) -> None:
 
     async with open_simulated_lab(tmp_path / "log.jsonl", stage=faults, meter=None) as simulated:
         assert simulated.stage_path is not None
-        opened = open_lab(simulated.stage_path, simulated.log, **settings)
+        opened = open_lab(simulated.stage_path, simulated.log, timeout=0.06)
         async with opened as lab, trio.open_nursery() as nursery:
             for number in range(2):
                 nursery.start_soon(in_thread, old, lab, f"old{number}")

@@ -16,6 +16,7 @@ from pyvisa.errors import VisaIOError
 
 from trio_daq.config import DualConfig, RecordingConfig, SubsystemConfig
 from trio_daq.lifecycle import DualRuntimeManager
+from trio_daq.serialport import SerialPortConfig
 from trio_daq.sim import open_simulated_lab, read_log
 from trio_daq.visa import VisaSessionConfig
 
@@ -160,3 +161,44 @@ async def test_script_that_names_no_library(tmp_path: Path) -> None:
     assert "SIMULATED METER" in said
     assert "trio_daq" in said
     assert commands(log)[-1] == "OUTP OFF"
+
+
+async def test_serial_port_of_the_lab(tmp_path: Path) -> None:
+    """``ASRL`` and the path of a configured port is that port, shared with whoever uses it as such."""
+    async with open_simulated_lab(tmp_path / "log.jsonl") as simulated:
+        assert simulated.stage_path is not None
+        ports = {
+            "stage": SerialPortConfig(path=simulated.stage_path, write_terminator=b"\r\n", read_terminator=b"\r\n")
+        }
+        config = DualConfig(serial=ports, v2=SubsystemConfig(), recording=RecordingConfig(enabled=False))
+        resource = f"ASRL{simulated.stage_path}::INSTR"
+        replies: list[str] = []
+
+        def script() -> None:
+            manager = pyvisa.ResourceManager("@trio_daq")
+            assert manager.list_resources() == (resource,)
+            stage = manager.open_resource(resource, baud_rate=9600, timeout=500)
+            stage.read_termination = stage.write_termination = "\r\n"
+            replies.extend(stage.query(f"POS? old{number}") for number in range(20))
+            with stage.lock_context():
+                assert stage.query("POS? locked").startswith("locked ")
+            stage.clear()
+            assert stage.query_ascii_values("POS?") == [12.5]
+            stage.timeout = 100
+            with pytest.raises(VisaIOError, match="VI_ERROR_TMO"):
+                stage.read()
+            stage.close()
+            with pytest.raises(VisaIOError, match="VI_ERROR_RSRC_NFOUND"):
+                manager.open_resource("ASRL/dev/not/there::INSTR")
+
+        async with DualRuntimeManager(config) as manager:
+            await manager.start()
+            member = await manager.v2.spawn_thread(script)
+            port = manager.get_shared_serial_port("stage")
+            for number in range(20):
+                async with port.acquire("new", timeout=10) as guard:
+                    assert (await guard.query(f"POS? new{number}".encode())).startswith(f"new{number} ".encode())
+            with trio.fail_after(20):
+                await manager.wait_all_ended()
+            assert manager.is_v2_healthy(), member
+        assert [reply.split()[0] for reply in replies] == [f"old{number}" for number in range(20)]

@@ -248,7 +248,7 @@ def block_the_event_loop(seconds: float) -> None:
 
 async def test_a_job_given_up_before_it_began_never_begins(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """An event loop that was blocked for too long does not do afterwards what a thread no longer waits for."""
-    monkeypatch.setattr(host_module, "_MARGIN", 0.1)
+    monkeypatch.setattr(host_module, "MARGIN", 0.1)
     before, go = grants(bench), threading.Event()
 
     def old() -> None:
@@ -271,7 +271,7 @@ async def test_a_job_given_up_before_it_began_never_begins(bench: Bench, monkeyp
 
 async def test_a_job_given_up_in_flight_is_cancelled(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """What had begun is cancelled, the error says that the command may have arrived, and the port is let go."""
-    monkeypatch.setattr(host_module, "_MARGIN", 0.1)
+    monkeypatch.setattr(host_module, "MARGIN", 0.1)
     future = bench.threads.submit(bench.doors[0].query, b"MUTE", 0.3)
     await wait_until(lambda: bench.instruments[0].lines)
     block_the_event_loop(1.0)
@@ -286,7 +286,7 @@ async def test_a_job_given_up_in_flight_is_cancelled(bench: Bench, monkeypatch: 
 
 async def test_a_wait_for_the_port_that_was_given_up_is_over(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that gave up waiting for a port leaves the line, and is not granted it when it becomes free."""
-    monkeypatch.setattr(host_module, "_MARGIN", -29.8)
+    monkeypatch.setattr(host_module, "MARGIN", -29.8)
     before = grants(bench)
     async with bench.ports[0].acquire("new"):
         future = bench.threads.submit(lambda: bench.doors[0].exclusive(timeout=30).__enter__())

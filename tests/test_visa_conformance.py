@@ -16,16 +16,18 @@ from typing import Any, get_args
 
 import attrs
 import pytest
+import pyvisa
 import trio
 
 from trio_daq.errors import CommandTimeoutError, LineLostError, LineOpenError, SessionClosedError
+from trio_daq.legacy import offer
 from trio_daq.sim import MeterOver, SimulatedLab, SimulatedStage, open_simulated_lab, read_log, replies_by_tag
 from trio_daq.sim.dialogue import Bench
 from trio_daq.sim.faults import NO_FAULTS
 from trio_daq.sim.log import InstrumentLog
 from trio_daq.sim.meter import IDENTITY
 from trio_daq.sim.tcp_line import TcpLine
-from trio_daq.visa import VisaSessionConfig, VisaSessionManager
+from trio_daq.visa import VisaSessionConfig, VisaSessionManager, is_stream
 from trio_daq.wire import SyncQuery
 
 LATE = 0.5
@@ -249,6 +251,39 @@ async def test_long_write_arrives_whole(link: Link, tmp_path: Path) -> None:
         assert (await session.query("MEAS:VOLT? next")).startswith("next,")
         if link.over is not None:
             assert meter.commands()[-2:] == [LONG_WRITE, "MEAS:VOLT? next"]
+
+
+@over(REAL)
+async def test_old_code_above_pyvisa(link: Link, tmp_path: Path, nursery: trio.Nursery) -> None:
+    """Bytes as they come, in pieces of any size: what a script reads through @trio_daq is what the instrument sent."""
+
+    def script() -> list[object]:
+        resource = meter.config().resource
+        meter_ = pyvisa.ResourceManager("@trio_daq").open_resource(resource, timeout=10_000)
+        meter_.read_termination = meter_.write_termination = "\n"
+        got: list[object] = [meter_.query("*IDN?"), meter_.write("CONF:VOLT")]
+        meter_.write("MEAS:VOLT? split")
+        got += [meter_.read_bytes(2), meter_.read_bytes(4), meter_.read()[:2]]
+        for chunk_size in (100, 20_480):
+            meter_.chunk_size = chunk_size
+            got.append(meter_.query_binary_values("CURV? a,100000", datatype="B", container=bytes))
+        got.append(meter_.query(MANY) == MANY_REPLIES)
+        try:
+            got.append(meter_.read_stb() & ~0x10)
+        except pyvisa.VisaIOError as error:
+            got.append(error.abbreviation)
+        got.append(meter_.query("MEAS:VOLT? last")[:5])
+        return got
+
+    async with instrument(link, tmp_path) as meter, VisaSessionManager(meter.config(timeout=10)) as session:
+        await nursery.start(offer(session).serve)
+        status = "VI_ERROR_NSUP_OPER" if is_stream(session.resource) else 0
+        block = (b"a," + bytes(range(256)) * 400)[:100_000]
+        with trio.fail_after(30):
+            got = await trio.to_thread.run_sync(script)
+        assert got == [IDN, 10, b"sp", b"lit,", "+1", block, block, True, status, "last,"]
+        assert (await session.query("MEAS:VOLT? next")).startswith("next,")
+        nursery.cancel_scope.cancel()
 
 
 @over(REAL)

@@ -20,7 +20,7 @@ Facts: TypeAlias = Mapping[str, Any]
 _LONGEST_PATH = 4096
 """PATH_MAX of Linux: a longer path opens nothing, and realpath() needs quadratic time for it."""
 
-KINDS_OF_SIDE: Mapping[str, tuple[str, ...]] = {"v2": ("thread", "task"), "v4": ("actor",)}
+KINDS_OF_SIDE: Mapping[str, tuple[str, ...]] = {"v2": ("thread", "task", "asyncio"), "v4": ("actor",)}
 """Which kinds of member run on which side."""
 
 

@@ -104,9 +104,12 @@ def _resolve(member: MemberConfig, folder: Path | None) -> ResolvedDriver:
     name = f"{member.driver}{_place(target, folder)}"
     if not callable(target):
         raise _WrongDriverError((("driver",), f"{name} is {type(target).__name__}, which cannot be called"))
-    natural = _natural_kind(target, name)
-    if member.kind is not None and member.kind != natural:
-        raise _WrongDriverError((("kind",), f"{member.kind!r} does not fit: {name} {_WHY[natural]}"))
+    kind = natural = _natural_kind(target, name)
+    if member.kind == "asyncio" and natural == "task" and member.driver not in BUILT_IN_DRIVERS:
+        kind = member.kind  # what an async function is written for does not show
+    elif member.kind not in (None, natural):
+        why = _BUILT_IN if member.driver in BUILT_IN_DRIVERS else _WHY[natural]
+        raise _WrongDriverError((("kind",), f"{member.kind!r} does not fit: {name} {why}"))
     try:
         parameters = inspect.signature(target).parameters
     except (TypeError, ValueError):
@@ -116,7 +119,7 @@ def _resolve(member: MemberConfig, folder: Path | None) -> ResolvedDriver:
     problems = tuple(_wrong_arguments(member, parameters, wants_context, name))
     if problems:
         raise _WrongDriverError(*problems)
-    return ResolvedDriver(target=target, kind=natural, wants_context=wants_context)
+    return ResolvedDriver(target=target, kind=kind, wants_context=wants_context)
 
 
 # --- import -------------------------------------------------------------------------------------------------------
@@ -179,9 +182,11 @@ _BY_KEYWORD = (Parameter.KEYWORD_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 _WHY: Mapping[Kind, str] = {
     "actor": "is an actor; write kind = 'actor' or nothing",
-    "task": "is an async function; write kind = 'task' or nothing",
+    "task": "is an async function; write kind = 'task' or nothing, or 'asyncio' if it is written for asyncio",
     "thread": "is a plain callable; write kind = 'thread' or nothing",
 }
+
+_BUILT_IN = "is built in, an async function for Trio; write kind = 'task' or nothing"
 
 
 def _natural_kind(target: Callable[..., Any], name: str) -> Kind:

@@ -21,8 +21,9 @@ from trio_daq.serialport import SerialPortConfig
 from trio_daq.sharing import checked_timeout, positive_seconds
 from trio_daq.visa import VisaSessionConfig
 
-Kind: TypeAlias = Literal["thread", "task", "actor"]
-"""How a member runs: a blocking function in a thread, an async function as a task, or an actor."""
+Kind: TypeAlias = Literal["thread", "task", "asyncio", "actor"]
+"""How a member runs: a blocking function in a thread, an async function as a Trio task, one that is written for asyncio
+under asyncio in a thread, or an actor."""
 
 RestartPolicy: TypeAlias = Literal["always", "on_failure", "never"]
 """When a member that has ended is started again."""
@@ -123,7 +124,8 @@ class MemberConfig:
     Attributes:
         id: Its name, which no other member of the lab has.
         driver: ``"module:object"``, or the name of a built-in driver.
-        kind: How it runs; None finds it out from the driver.
+        kind: How it runs; None finds it out from the driver, an async function being a ``"task"``. One that is written
+            for asyncio needs ``"asyncio"``.
         serial: Name of the serial port it uses, or several; None for no port.
         visa: Name of the VISA session it uses, or several; None for no session.
         makes_safe: Lines, such as ``"serial.stage"``, that are made safe whenever it ends, for any reason, before it
@@ -144,7 +146,7 @@ class MemberConfig:
     id: str = attrs.field(validator=_text)
     driver: str = attrs.field(validator=_driver)
     kind: Kind | None = attrs.field(
-        default=None, validator=attrs.validators.optional(attrs.validators.in_(("thread", "task", "actor")))
+        default=None, validator=attrs.validators.optional(attrs.validators.in_(("thread", "task", "asyncio", "actor")))
     )
     serial: str | tuple[str, ...] | None = attrs.field(default=None, converter=_names, validator=_line_names)
     visa: str | tuple[str, ...] | None = attrs.field(default=None, converter=_names, validator=_line_names)

@@ -80,7 +80,7 @@ class UnhealthyError(DaqError, RuntimeError):
 
 @error
 class DoorClosedError(DaqError, ConnectionError):
-    """A thread used its door to an instrument when its part of the lab had stopped or was stopping.
+    """Old code used its door to an instrument when its part of the lab had stopped or was stopping.
 
     Attributes:
         resource: What the door leads to.

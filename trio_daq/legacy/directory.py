@@ -13,14 +13,17 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 import trio
 
 from trio_daq.errors import StateError, UnknownNameError
 from trio_daq.legacy.host import DoorHost
+from trio_daq.serialport import SharedSerialPort
 from trio_daq.visa import VisaSessionManager, canonical_resource
+
+Line: TypeAlias = VisaSessionManager | SharedSerialPort
 
 _HOST = "old programs"
 
@@ -37,12 +40,12 @@ class LineDirectory:
     """The lines of one lab.
 
     Attributes:
-        find: Returns a session by its name or any spelling of its resource, or raises UnknownNameError.
+        find: Returns a session, or a port, by any spelling of its VISA resource name, or raises UnknownNameError.
         resources: Returns the resource names of all.
         host: Serves the threads that belong to no member.
     """
 
-    find: Callable[[str], VisaSessionManager]
+    find: Callable[[str], Line]
     resources: Callable[[], Iterable[str]]
     host: DoorHost = attrs.field(factory=lambda: DoorHost(_HOST))
 
@@ -62,15 +65,20 @@ class LineDirectory:
                     _labs.remove(self)
 
 
-def offer(*sessions: VisaSessionManager) -> LineDirectory:
-    """Return what lets old code find *sessions* without a lab, as ``await nursery.start(offer(session).serve)``."""
-    by_name = {canonical_resource(session.resource): session for session in sessions}
+def resource_of(line: Line) -> str:
+    """Return the VISA resource name of a line."""
+    return line.resource if isinstance(line, VisaSessionManager) else f"ASRL{line.path}::INSTR"
 
-    def find(name: str) -> VisaSessionManager:
+
+def offer(*lines: Line) -> LineDirectory:
+    """Return what lets old code find *lines* without a lab, as ``await nursery.start(offer(session).serve)``."""
+    by_name = {canonical_resource(resource_of(line)): line for line in lines}
+
+    def find(name: str) -> Line:
         try:
             return by_name[canonical_resource(name)]
         except (KeyError, ValueError):
-            raise UnknownNameError(kind="VISA session", name=name, known=sorted(by_name)) from None
+            raise UnknownNameError(kind="VISA resource", name=name, known=sorted(by_name)) from None
 
     return LineDirectory(find, lambda: by_name)
 
@@ -99,8 +107,8 @@ def served_by(host: DoorHost) -> Iterator[None]:
         del _here.host
 
 
-def find_session(resource: str) -> tuple[VisaSessionManager, DoorHost]:
-    """Return the session of a resource, and who serves what this thread opens of it.
+def find_line(resource: str) -> tuple[Line, DoorHost]:
+    """Return the line of a resource, and who serves what this thread opens of it.
 
     Raises:
         StateError: If no lab is open.

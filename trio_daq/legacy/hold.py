@@ -1,10 +1,10 @@
-"""Have something for the length of a thread's ``with`` block: a port, a transaction.
+"""Have something for the length of a block in another thread: a port, a transaction.
 
-A task in the host's nursery is inside the ``async with`` for the thread, and each call is a task beside it. It knows
+A task in the host's nursery is inside the ``async with`` for that block, and each call is a task beside it. It knows
 neither ports nor sessions.
 
-Invariants: it is entered and left once; of its calls one runs at a time; an exception of the thread's block makes the
-task's block fail too, so that what was left unfinished counts as interrupted.
+Invariants: it is entered and left once; of its calls one runs at a time; an exception of the block makes the task's
+block fail too, so that what was left unfinished counts as interrupted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,63 @@ _T = TypeVar("_T")
 
 
 class _BlockFailedError(Exception):
-    """The thread's block ended by an exception."""
+    """The block ended by an exception."""
+
+
+class Holding:
+    """The Trio side of it.
+
+    Attributes:
+        is_granted: Whether it was had, be it for a moment.
+        failed: Whether the block ended by an exception. To be set before *leaving*.
+        leaving: To be set when the block has ended.
+    """
+
+    def __init__(self) -> None:
+        self.is_granted = False
+        self.failed = False
+        self.leaving = trio.Event()
+        self._verbs: Verbs = {}
+        self._turn = trio.Lock()
+        self._left = trio.Event()
+        self._error: Exception | None = None
+
+    async def have(
+        self,
+        acquire: Callable[[], AbstractAsyncContextManager[_T]],
+        verbs: Callable[[_T], Verbs],
+        granted: Future[Any],
+    ) -> None:
+        """Have what *acquire* gives until *leaving* is set; fill *granted* when it is there."""
+        try:
+            async with acquire() as got:
+                self._verbs = verbs(got)
+                await trio.lowlevel.checkpoint_if_cancelled()  # who was interrupted must not seem to have it
+                self.is_granted = True
+                granted.set_result(None)
+                await self.leaving.wait()
+                if self.failed:
+                    raise _BlockFailedError
+        except _BlockFailedError:
+            pass
+        except Exception as error:
+            if not granted.done():
+                raise
+            self._error = error  # it is raised where the block is left
+        finally:
+            self._left.set()
+
+    async def do(self, job: Job, done: Future[Any]) -> None:
+        """Do *job* with it and fill *done*."""
+        async with self._turn:
+            done.set_result(await self._verbs[job.verb](*job.arguments, **job.options))
+
+    async def wait_left(self, done: Future[Any]) -> None:
+        """Wait until it was given back, and fill *done*, or raise why it could not be held to the end."""
+        await self._left.wait()
+        if self._error is not None and not self.failed:
+            raise self._error
+        done.set_result(None)
 
 
 class Hold:
@@ -41,13 +97,8 @@ class Hold:
         self._host = host
         self._resource = resource
         self._interruption = interruption
-        self._verbs: Verbs = {}
         self._is_over = False
-        self._failed = False
-        self._turn = trio.Lock()
-        self._leaving = trio.Event()
-        self._left = trio.Event()
-        self._error: Exception | None = None
+        self._holding = Holding()
 
     def enter(
         self,
@@ -62,23 +113,23 @@ class Hold:
             verbs: Told what that block gives; returns what can be asked for.
             patience: Seconds that it takes at most.
         """
-        have = functools.partial(self._have, acquire, verbs)
+        have = functools.partial(self._holding.have, acquire, verbs)
         try:
             self._host.post(
                 self._resource, have, patience, sent="no", interruption=self._interruption, heed="while waiting"
             )
         except BaseException:  # the thread's own, which came though it may have been granted
-            self._host.tell(self._leaving.set)
+            self._host.tell(self._holding.leaving.set)
             raise
 
     def leave(self, *, failed: bool) -> None:
         """Give it back. *failed*: the thread's block ended by an exception, which comes before that of leaving."""
-        self._failed = failed
-        self._host.tell(self._leaving.set)
+        self._holding.failed = failed
+        self._host.tell(self._holding.leaving.set)
         self._is_over = True
         # A closed door has given it back already, and must not replace the exception of the thread's block.
         with contextlib.suppress(DoorClosedError):
-            self._host.post(self._resource, self._wait_left, patience=0.0, interruption=None)
+            self._host.post(self._resource, self._holding.wait_left, patience=0.0, interruption=None)
 
     def call(self, job: Job) -> Any:
         """Have *job* done and return its result.
@@ -89,38 +140,5 @@ class Hold:
         """
         if self._is_over:
             raise GuardReleasedError(resource=self._resource, owner=self._host.owner, action=job.verb)
-        do = functools.partial(self._do, job)
+        do = functools.partial(self._holding.do, job)
         return self._host.post(self._resource, do, job.patience, interruption=self._interruption, heed=job.heed)
-
-    async def _have(
-        self,
-        acquire: Callable[[], AbstractAsyncContextManager[_T]],
-        verbs: Callable[[_T], Verbs],
-        granted: Future[Any],
-    ) -> None:
-        try:
-            async with acquire() as got:
-                self._verbs = verbs(got)
-                await trio.lowlevel.checkpoint_if_cancelled()  # a thread that was interrupted must not seem to have it
-                granted.set_result(None)
-                await self._leaving.wait()
-                if self._failed:
-                    raise _BlockFailedError
-        except _BlockFailedError:
-            pass
-        except Exception as error:
-            if not granted.done():
-                raise
-            self._error = error  # it is raised where the thread leaves its block
-        finally:
-            self._left.set()
-
-    async def _do(self, job: Job, done: Future[Any]) -> None:
-        async with self._turn:
-            done.set_result(await self._verbs[job.verb](*job.arguments, **job.options))
-
-    async def _wait_left(self, done: Future[Any]) -> None:
-        await self._left.wait()
-        if self._error is not None and not self._failed:
-            raise self._error
-        done.set_result(None)

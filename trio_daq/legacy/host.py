@@ -13,6 +13,7 @@ Invariants: every job that was posted gets exactly one result or one error; no t
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
@@ -25,7 +26,7 @@ import trio
 from trio_daq.errors import DoorClosedError, DoorInterruptedError, Sent, StateError
 from trio_daq.sharing import Pulse, acting_as, current_pulse, living_by, on_behalf_of
 
-_MARGIN = 10.0
+MARGIN = 10.0
 """Seconds that a thread waits beyond the deadline of its job before it takes the event loop for dead."""
 
 Verbs = Mapping[str, Callable[..., Awaitable[Any]]]
@@ -67,17 +68,23 @@ class Job:
     @property
     def heed(self) -> Heed:
         """When it gives way to a stop."""
-        return "when done" if self.verb in _WRITES else "at once"
+        return "when done" if self.writes else "at once"
+
+    @property
+    def writes(self) -> bool:
+        """Whether it sends something and expects nothing."""
+        return self.verb in _WRITES
 
 
 @attrs.define(eq=False)
-class _Call:
-    """What a thread waits for. Once it was interrupted it may still end well, if that could not be helped any more."""
+class Call:
+    """What is waited for. Once it was interrupted it may still end well, if that could not be helped any more."""
 
     resource: str
     thread: threading.Thread
     interruption: Interruption | None
     heed: Heed
+    sent: Sent
     future: Future[Any] = attrs.field(factory=Future)
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     is_interrupted: bool = False
@@ -102,7 +109,7 @@ class DoorHost:
         self._pulse: Pulse | None = None
         self._threads: set[threading.Thread] = set()
         self._untold: set[threading.Thread] = set()
-        self._in_flight: set[_Call] = set()
+        self._in_flight: set[Call] = set()
         self._interruptions: list[Exception] = []
 
     # Without this Trio may raise KeyboardInterrupt between any two lines, and leave a thread without an answer.
@@ -159,10 +166,7 @@ class DoorHost:
             DoorClosedError: If the member has stopped, or the event loop does not answer.
             Exception: Whatever the job raised.
         """
-
-        async def serve(future: Future[Any]) -> None:
-            future.set_result(await verbs[job.verb](*job.arguments, **job.options))
-
+        serve = functools.partial(do_job, verbs, job)
         return self.post(resource, serve, job.patience, interruption=interruption, heed=job.heed)
 
     def post(
@@ -185,6 +189,42 @@ class DoorHost:
             interruption: Makes the error if it is by this job that the thread is told to stop; None if it must not be.
             heed: When it is told so.
         """
+        call = self.submit(resource, serve, sent=sent, interruption=interruption, heed=heed)
+        future = call.future
+        try:
+            return future.result(patience + MARGIN)
+        except FutureTimeoutError:
+            if future.done():
+                return future.result()  # or raise the job's own time-out
+            raise self.unanswered(call, patience) from None
+        except BaseException:  # the thread's own, a KeyboardInterrupt for one
+            if not future.done():
+                self.give_up(call)
+            raise
+
+    def submit(
+        self,
+        resource: str,
+        serve: Serve,
+        *,
+        agent: object | None = None,
+        sent: Sent = "unknown",
+        interruption: Interruption | None = DoorInterruptedError,
+        heed: Heed = "at once",
+    ) -> Call:
+        """Have ``serve(future)`` run as a task, and return what there is to wait for.
+
+        Args:
+            resource: As for `post`.
+            serve: As for `post`.
+            agent: On whose behalf it is done; the thread that calls this if omitted.
+            sent: As for `post`.
+            interruption: As for `post`.
+            heed: As for `post`.
+
+        Raises:
+            DoorClosedError: If there is no event loop that could do it.
+        """
         if threading.get_ident() == self._trio_thread:
             raise StateError(
                 action=f"a blocking call on {resource}",
@@ -195,7 +235,7 @@ class DoorHost:
         token, thread = self._token, threading.current_thread()
         if token is None:
             raise self.closed(resource)
-        call = _Call(resource, thread, interruption, heed)
+        call = Call(resource, thread, interruption, heed, sent)
         future = call.future
 
         @trio.lowlevel.enable_ki_protection
@@ -237,24 +277,37 @@ class DoorHost:
                 if interruption is not None:
                     self._in_flight.add(call)
                 self._beat()
-                with on_behalf_of(thread), acting_as(self.owner), living_by(self._pulse):
+                with on_behalf_of(thread if agent is None else agent), acting_as(self.owner), living_by(self._pulse):
                     self._nursery.start_soon(run, name=f"door of {self.owner} to {resource}")
 
         try:
             token.run_sync_soon(start_or_refuse)
         except trio.RunFinishedError:
             raise self.closed(resource) from None
-        try:
-            return future.result(patience + _MARGIN)
-        except FutureTimeoutError:
-            if future.done():
-                return future.result()  # or raise the job's own time-out
-            reason = f"its event loop has not answered for {patience + _MARGIN:g} s"
-            raise self.closed(resource, _give_up(call, token, sent), reason) from None
-        except BaseException:  # the thread's own, a KeyboardInterrupt for one
-            if not future.done():
-                _give_up(call, token, sent)
-            raise
+        return call
+
+    def give_up(self, call: Call) -> Sent:
+        """See to it that a job which nobody waits for any more is not begun or does not go on; return what it has sent.
+
+        Called in the thread that posted it.
+        """
+        if call.future.cancel():
+            return "no"
+        if self._token is not None:
+            with contextlib.suppress(trio.RunFinishedError):  # then it ended with the run
+                self._token.run_sync_soon(call.scope.cancel)
+        return call.sent
+
+    def unanswered(self, call: Call, patience: float) -> DoorClosedError:
+        """Give up a job that the event loop has left without an answer, and return the error that says so."""
+        reason = f"its event loop has not answered for {patience + MARGIN:g} s"
+        return self.closed(call.resource, self.give_up(call), reason)
+
+    def spawn(self, task: Callable[[], Awaitable[object]]) -> None:
+        """Run *task* until it ends or the host does, on behalf of nobody. Called by a job."""
+        assert self._nursery is not None
+        with on_behalf_of(None), acting_as(self.owner), living_by(self._pulse):
+            self._nursery.start_soon(task, name=f"lease of {self.owner}")
 
     def tell(self, note: Callable[[], object]) -> None:
         """Have ``note()`` called in the Trio thread, without waiting for it; unlike a job it is never given up."""
@@ -277,7 +330,7 @@ class DoorHost:
         if self._pulse is not None:
             self._pulse.beat()
 
-    def _interrupt(self, call: _Call, sent: Sent) -> Exception:
+    def _interrupt(self, call: Call, sent: Sent) -> Exception:
         assert call.interruption is not None
         self._untold.discard(call.thread)
         error = call.interruption(resource=call.resource, owner=self.owner, sent=sent)
@@ -290,10 +343,6 @@ class DoorHost:
             self._threads.add(thread)
 
 
-def _give_up(call: _Call, token: trio.lowlevel.TrioToken, sent: Sent) -> Sent:
-    """See to it that a job which nobody waits for any more is not begun or does not go on; return what it has sent."""
-    if call.future.cancel():
-        return "no"
-    with contextlib.suppress(trio.RunFinishedError):  # then it ended with the run
-        token.run_sync_soon(call.scope.cancel)
-    return sent
+async def do_job(verbs: Verbs, job: Job, future: Future[Any]) -> None:
+    """Do *job* and fill *future*."""
+    future.set_result(await verbs[job.verb](*job.arguments, **job.options))

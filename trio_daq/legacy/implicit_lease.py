@@ -19,21 +19,19 @@ line now, or None, and a term that was ended is never used again; while no call 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import math
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
+import outcome
 import trio
 
 from trio_daq.errors import DoorInterruptedError
 from trio_daq.legacy.host import DoorHost, Interruption, Job, Verbs
-from trio_daq.sharing import on_behalf_of
 
 _T = TypeVar("_T")
 
@@ -45,7 +43,7 @@ _MOMENT = 0.02
 Reply: TypeAlias = Literal["whole", "enough", "part", "nothing"]
 """What a read has brought: a reply to its end, all that it asked for and perhaps all that there is, some, or none."""
 
-_Kind: TypeAlias = Literal["write", "read", "other"]
+_Kind: TypeAlias = Literal["write", "read", "clear", "other"]
 _Settle: TypeAlias = Callable[["_Term", Any], None]
 """Told the result of a call, decides how long its term goes on."""
 
@@ -96,7 +94,7 @@ class ImplicitLease(Generic[_T]):
         self._is_answered = False
         self._longest = 0.0
         self._term: _Term | None = None
-        self._taking = threading.Lock()
+        self._taking = trio.Lock()
 
     def write(self, job: Job, *, asks: int, goes_on: bool = False) -> Any:
         """Have *job* write, and keep the line if it is answered.
@@ -127,53 +125,78 @@ class ImplicitLease(Generic[_T]):
 
     def clear(self, job: Job) -> None:
         """Have *job* throw away what has come, if it has the line, and give that back; dirty, if a reply is due."""
-        if (term := self._term) is not None:
-            with contextlib.suppress(_TermOverError):
-                self._post(term, job, "other", lambda term, _: self._end(term))
+        if self._term is not None:
+            self._call(job, "clear", lambda term, _: self._end(term))
 
     def give_back(self) -> None:
         """Give the line back, if there is one; dirty, if a reply is due. It does not wait, and any thread may call."""
         self._host.tell(lambda: self._end(self._term))
 
     def _call(self, job: Job, kind: _Kind, settle: _Settle) -> Any:
-        while True:
-            try:
-                return self._post(self._term or self._take(), job, kind, settle)
-            except _TermOverError:  # nothing was done in it: once more, in a new one
-                continue
-
-    def _post(self, term: _Term, job: Job, kind: _Kind, settle: _Settle) -> Any:
         self._longest = max(self._longest, job.patience)  # another thread's call may be before this one
-        step = functools.partial(self._step, term, job, kind, settle)
-        patience = job.patience + self._longest
+        patience = self._patience + job.patience + self._longest
+        step = functools.partial(self._step, job, kind, settle)
         return self._host.post(self._resource, step, patience, interruption=self._interruption, heed=job.heed)
-
-    def _take(self) -> _Term:
-        with self._taking:
-            term = self._term
-            if term is None:
-                term = self._host.post(
-                    self._resource,
-                    self._have,
-                    self._patience,
-                    sent="no",
-                    interruption=self._interruption,
-                    heed="while waiting",
-                )
-            return term
 
     # --- in the Trio thread ------------------------------------------------------------------------------------------
 
-    async def _have(self, granted: Future[Any]) -> None:
+    async def _step(self, job: Job, kind: _Kind, settle: _Settle, done: Future[Any]) -> None:
+        while True:
+            if self._term is None and kind == "clear":
+                done.set_result(None)
+                return
+            term = self._term or await self._take()
+            async with term.turn:
+                if kind == "write" and not term.joins:  # others may come in between two exchanges
+                    term.is_due = term.is_due and not term.is_heard
+                    self._end(term)
+                if not term.is_over and not term.idle.cancel_called:
+                    done.set_result(await self._work(term, job, kind, settle))
+                    return
+            if self._term is term:
+                self._term = None
+
+    async def _work(self, term: _Term, job: Job, kind: _Kind, settle: _Settle) -> Any:
+        term.deadline, term.idle.deadline = term.idle.deadline, math.inf
+        if kind == "read" and not term.has_asked:
+            self._is_answered = True
         try:
-            with on_behalf_of(None):
+            result = await term.verbs[job.verb](*job.arguments, **job.options)
+        except TimeoutError:
+            self._after_failure(term, kind)
+            raise
+        except Exception:
+            term.is_due = term.is_due or term.wrote
+            self._end(term)
+            raise
+        except BaseException:  # the thread was interrupted, or does not wait any more
+            self._after_failure(term, kind)
+            raise
+        settle(term, result)
+        return result
+
+    async def _take(self) -> _Term:
+        async with self._taking:
+            if self._term is None:
+                taking = _Taking()
+                self._host.spawn(functools.partial(self._have, taking))
+                try:
+                    await taking.ended.wait()
+                except BaseException:  # who was interrupted must not have it
+                    taking.scope.cancel()
+                    raise
+                self._term = taking.result.unwrap()
+            return self._term
+
+    async def _have(self, taking: _Taking) -> None:
+        """Be inside the block of a term, from being granted to being given back."""
+        try:
+            with taking.scope:
                 async with self._acquire() as got:
                     term = _Term(self._verbs(got))
-                    await trio.lowlevel.checkpoint_if_cancelled()  # who was interrupted must not seem to have it
+                    taking.end(outcome.Value(term))
                     with term.idle:
                         term.idle.deadline = trio.current_time() + self.linger
-                        self._term = term
-                        granted.set_result(term)
                         try:
                             await trio.sleep_forever()
                         finally:
@@ -184,36 +207,12 @@ class ImplicitLease(Generic[_T]):
                         raise _ReplyDueError
         except _ReplyDueError:
             _log.debug("%s: given back by %s with a reply still due", self._resource, self._host.owner)
-        except Exception as error:
-            if not granted.done():
-                raise
-            # It was taken back, or lost: the thread's next call tells, or has no need to know.
+        except Exception as error:  # noqa: BLE001 - it is raised where it was to be taken
+            # Or else it was taken back, or lost: the thread's next call tells, or has no need to know.
             _log.debug("%s: %s had it until %s", self._resource, self._host.owner, error)
-
-    async def _step(self, term: _Term, job: Job, kind: _Kind, settle: _Settle, done: Future[Any]) -> None:
-        async with term.turn:
-            if kind == "write" and not term.joins:  # others may come in between two exchanges
-                term.is_due = term.is_due and not term.is_heard
-                self._end(term)
-            if term.is_over or term.idle.cancel_called:
-                raise _TermOverError
-            term.deadline, term.idle.deadline = term.idle.deadline, math.inf
-            if kind == "read" and not term.has_asked:
-                self._is_answered = True
-            try:
-                result = await term.verbs[job.verb](*job.arguments, **job.options)
-            except TimeoutError:
-                self._after_failure(term, kind)
-                raise
-            except Exception:
-                term.is_due = term.is_due or term.wrote
-                self._end(term)
-                raise
-            except BaseException:  # the thread was interrupted, or does not wait any more
-                self._after_failure(term, kind)
-                raise
-            settle(term, result)
-            done.set_result(result)
+            taking.end(outcome.Error(error))
+        finally:
+            taking.ended.set()  # the host ends, and so does who waits
 
     def _after_write(self, asks: int, goes_on: bool, term: _Term, _: Any) -> None:
         term.wrote, term.is_heard = True, False
@@ -312,8 +311,19 @@ class _Term:
         return self.used_at == -math.inf
 
 
-class _TermOverError(Exception):
-    """The term has ended before the call that was to use it."""
+class _Taking:
+    """The wait for a term."""
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self.ended = trio.Event()
+        self.result: outcome.Outcome[_Term] = outcome.Error(RuntimeError("its host has ended"))
+
+    def end(self, result: outcome.Outcome[_Term]) -> None:
+        """Let who waits have *result*, if it is the first."""
+        if not self.ended.is_set():
+            self.result = result
+            self.ended.set()
 
 
 class _ReplyDueError(Exception):

@@ -9,18 +9,15 @@ anybody's next command.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import AsyncIterator
 
 import attrs
-import outcome
 import trio
 
 from trio_daq.errors import CommandTimeoutError, DaqError
 from trio_daq.legacy.host import Verbs
 from trio_daq.legacy.implicit_lease import Reply
-from trio_daq.sharing import ServiceNursery
-from trio_daq.visa import Transaction, VisaSessionManager, canonical_resource
+from trio_daq.visa import PendingRead, Transaction, VisaSessionManager, is_stream
 from trio_daq.wire import definite_block_end
 
 _LAST_LOOK = 0.05
@@ -48,16 +45,14 @@ class LeasedInstrument:
 
     Args:
         transaction: The instrument.
-        nursery: For the read in hand, which outlives calls that do not wait for its end.
     """
 
-    def __init__(self, transaction: Transaction, nursery: trio.Nursery) -> None:
+    def __init__(self, transaction: Transaction) -> None:
         config = transaction.config
         self._transaction = transaction
-        self._nursery = nursery
         self._termination = config.read_termination.encode("latin-1")
-        self._is_stream = canonical_resource(config.resource).endswith("::SOCKET") or config.resource.startswith("ASRL")
-        self._reading: _Reading | None = None
+        self._is_stream = is_stream(config.resource)
+        self._reading: PendingRead | None = None
         self._is_unread = False
         self._inside: int | None = None
 
@@ -78,23 +73,23 @@ class LeasedInstrument:
         """
         began = trio.current_time()
         if self._reading is None:
-            self._reading = _Reading(self._transaction, max(timeout, longest), count, self._inside)
-            self._nursery.start_soon(self._reading.run)
+            self._reading = self._transaction.submit_read(max(timeout, longest), count, self._inside)
         reading = self._reading
-        with trio.move_on_after(timeout):
-            await reading.has_ended.wait()
-        if reading.result is None:
-            raise CommandTimeoutError(
-                resource=self._transaction.resource,
-                command="(a read)",
-                owner=self._transaction.owner,
-                phase="in_flight",
-                sent="yes",
-                waited=trio.current_time() - began,
-            )
-        self._reading = None
-        data = reading.result.unwrap()
-        return Piece(data, self._settle(data))
+        try:
+            with trio.move_on_after(timeout):
+                data = await reading.wait()
+                return Piece(data, self._settle(data))
+        finally:
+            if reading.has_ended():
+                self._reading = None
+        raise CommandTimeoutError(
+            resource=self._transaction.resource,
+            command="(a read)",
+            owner=self._transaction.owner,
+            phase="in_flight",
+            sent="yes",
+            waited=trio.current_time() - began,
+        )
 
     def _settle(self, data: bytes) -> Reply:
         left = definite_block_end(data) if self._inside is None else self._inside
@@ -105,6 +100,10 @@ class LeasedInstrument:
         self._inside, self._is_unread = None, False
         return "enough" if self._is_stream and not (left < 0 and data.endswith(self._termination)) else "whole"
 
+    async def read_stb(self, timeout: float) -> int:
+        """Read the status byte."""
+        return await self._transaction.read_stb(timeout)
+
     async def forget(self) -> None:
         """See to it that a reply which was asked for and not read reaches nobody."""
         reading, self._reading = self._reading, None
@@ -113,11 +112,12 @@ class LeasedInstrument:
             self._transaction.give_up()
         elif is_unread:
             with trio.CancelScope(shield=True), contextlib.suppress(DaqError):
-                await self._transaction.read_raw(_LAST_LOOK)  # failing, it leaves the connection to be seen to
+                # Failing, it leaves the connection to be seen to.
+                await self._transaction.submit_read(_LAST_LOOK).wait()
 
     def verbs(self) -> Verbs:
         """Return what can be asked for."""
-        return {"write": self.write, "read": self.read, "forget": self.forget}
+        return {"write": self.write, "read": self.read, "read_stb": self.read_stb, "forget": self.forget}
 
 
 @contextlib.asynccontextmanager
@@ -127,26 +127,10 @@ async def lease_instrument(session: VisaSessionManager, owner: str, timeout: flo
     Raises:
         DaqError: As `VisaSessionManager.transaction` does.
     """
-    async with session.transaction(owner, timeout) as transaction, ServiceNursery() as nursery:
-        instrument = LeasedInstrument(transaction, nursery)
+    async with session.transaction(owner, timeout) as transaction:
+        instrument = LeasedInstrument(transaction)
         try:
             yield instrument
         except BaseException:
             await instrument.forget()
             raise
-
-
-class _Reading:
-    """One read, which goes on when the call that began it has given up."""
-
-    def __init__(self, transaction: Transaction, timeout: float, enough: int, inside: int | None) -> None:
-        self._read = functools.partial(transaction.read_raw, timeout, enough, inside)
-        self.has_ended = trio.Event()
-        self.result: outcome.Outcome[bytes] | None = None
-
-    async def run(self) -> None:
-        try:
-            self.result = outcome.Value(await self._read())
-        except DaqError as error:
-            self.result = outcome.Error(error)
-        self.has_ended.set()

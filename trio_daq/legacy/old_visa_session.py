@@ -81,6 +81,12 @@ class OldVisaSession:
         """Write ``*TRG``."""
         self.write(b"*TRG" + self._session.config.write_termination.encode("ascii"))
 
+    def read_stb(self) -> int:
+        """Return the status byte. A question that is open stays so."""
+        with self._turn:
+            job = Job("read_stb", (self.timeout,), {}, self.timeout)
+            return int(self._lease.do(job) if self._lock is None else self._lock.call(job))
+
     def read(self, count: int, termination: bytes | None) -> tuple[bytes, bool]:
         """Return at most *count* bytes of a reply, and whether it was all.
 

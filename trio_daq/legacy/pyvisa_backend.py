@@ -18,24 +18,25 @@ from pyvisa.constants import AccessModes, Lock, ResourceAttribute, StatusCode
 from pyvisa.errors import VisaIOError
 from pyvisa.highlevel import VisaLibraryBase
 from pyvisa.util import LibraryPath
+from serial import SerialException
 
 from trio_daq.errors import (
-    AcquireTimeoutError,
-    CommandTimeoutError,
     DaqError,
     DeadlockError,
     DoorInterruptedError,
     LeaseRevokedError,
+    LineFeatureError,
     LockOrderError,
     PortBusyError,
     Sent,
     StateError,
     UnknownNameError,
 )
-from trio_daq.legacy.directory import all_resources, find_session
+from trio_daq.legacy.directory import all_resources, find_line, resource_of
+from trio_daq.legacy.old_serial_session import OldSerialSession
 from trio_daq.legacy.old_visa_session import OldVisaSession
 from trio_daq.legacy.visa_attributes import VisaAttributes
-from trio_daq.visa import canonical_resource
+from trio_daq.visa import VisaSessionManager, canonical_resource
 
 _T = TypeVar("_T")
 
@@ -45,7 +46,7 @@ _numbers = itertools.count(1)
 
 @attrs.frozen
 class _Opened:
-    old: OldVisaSession
+    old: OldVisaSession | OldSerialSession
     attributes: VisaAttributes
 
 
@@ -96,12 +97,15 @@ class TrioDaqVisaLibrary(VisaLibraryBase):
     ) -> tuple[Any, StatusCode]:
         """Open a session of a shared instrument."""
         try:
-            shared, host = find_session(resource_name)
+            line, host = find_line(resource_name)
         except (UnknownNameError, StateError) as error:
             raise self._failure(session, error, StatusCode.error_resource_not_found) from error
-        opened = _Opened(
-            OldVisaSession(shared, host, _interruption), VisaAttributes(canonical_resource(shared.resource))
-        )
+        old: OldVisaSession | OldSerialSession
+        if isinstance(line, VisaSessionManager):
+            old = OldVisaSession(line, host, _interruption)
+        else:
+            old = OldSerialSession(line, host)
+        opened = _Opened(old, VisaAttributes(canonical_resource(resource_of(line))))
         handle: Any = next(_numbers)
         self._opened[handle] = opened
         if access_mode & AccessModes.exclusive_lock:
@@ -161,6 +165,11 @@ class TrioDaqVisaLibrary(VisaLibraryBase):
         self._do(session, opened.old.trigger)
         return self.handle_return_value(session, StatusCode.success)
 
+    def read_stb(self, session: Any) -> tuple[int, StatusCode]:
+        """Read the status byte, where the connection has a way of its own for that."""
+        status = self._do(session, self._of(session).old.read_stb)
+        return status, self.handle_return_value(session, StatusCode.success)
+
     # --- attributes and locks ----------------------------------------------------------------------------------------
 
     def get_attribute(self, session: Any, attribute: Any) -> tuple[Any, StatusCode]:
@@ -219,7 +228,7 @@ class TrioDaqVisaLibrary(VisaLibraryBase):
 
     enable_event = wait_on_event = install_handler = uninstall_handler = _refuse
     gpib_command = gpib_control_atn = gpib_control_ren = gpib_pass_control = gpib_send_ifc = _refuse
-    read_stb = read_asynchronously = write_asynchronously = terminate = set_buffer = _refuse
+    read_asynchronously = write_asynchronously = terminate = set_buffer = _refuse
 
     # --- how it is done ----------------------------------------------------------------------------------------------
 
@@ -231,10 +240,11 @@ class TrioDaqVisaLibrary(VisaLibraryBase):
     def _do(self, session: Any, work: Callable[[], _T]) -> _T:
         try:
             return work()
-        except DaqError as error:
-            raise self._failure(session, error, _status_of(error)) from error
+        except (DaqError, SerialException) as error:
+            cause = error if isinstance(error, DaqError) else error.__cause__
+            raise self._failure(session, cause or error, _status_of(cause)) from error
 
-    def _failure(self, session: Any, error: DaqError, status: StatusCode) -> VisaIOError:
+    def _failure(self, session: Any, error: BaseException, status: StatusCode) -> VisaIOError:
         try:
             self.handle_return_value(session, status)
         except VisaIOError as failure:
@@ -251,13 +261,15 @@ def _interruption(*, resource: str, owner: str, sent: Sent) -> Exception:
     return error
 
 
-def _status_of(error: DaqError) -> StatusCode:
+def _status_of(error: BaseException | None) -> StatusCode:
     match error:
-        case CommandTimeoutError() | AcquireTimeoutError():
+        case TimeoutError():
             return StatusCode.error_timeout
         case PortBusyError() | DeadlockError() | LockOrderError():
             return StatusCode.error_resource_locked
-        case LeaseRevokedError():
+        case LineFeatureError():
+            return StatusCode.error_nonsupported_operation
+        case LeaseRevokedError() | DoorInterruptedError():
             return StatusCode.error_abort
         case ConnectionError():
             return StatusCode.error_connection_lost

@@ -82,7 +82,7 @@ class SerialDoor:
         name = self._host.owner if owner is None else owner
         patience = self._port.config.acquire_timeout if timeout is None else checked_timeout(timeout)
         hold = Hold(self._host, self._port.path, type(self).interruption)
-        hold.enter(lambda: self._port.acquire(name, timeout, station), _verbs, patience)
+        hold.enter(lambda: self._port.acquire(name, timeout, station), guard_verbs, patience)
         failed = True
         try:
             yield SerialSequence(hold, self._port.config.timeout)
@@ -158,7 +158,9 @@ class SerialSequence:
         return self._hold.call(Job(verb, arguments, options, DRIVER_TIMEOUT))
 
 
-def _verbs(guard: SerialGuard) -> Verbs:
+def guard_verbs(guard: SerialGuard) -> Verbs:
+    """Return what can be asked of *guard*."""
+
     async def discard_input() -> bytes:
         return guard.discard_input()
 

@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from pyvisa import attributes, rname
-from pyvisa.constants import AccessModes, ResourceAttribute
+from pyvisa.constants import AccessModes, InterfaceType, ResourceAttribute
 
 _ENDLESS = 0xFFFFFFFF
 """VI_TMO_INFINITE, in milliseconds (VPP-4.3, table 3.6.1)."""
@@ -89,7 +89,8 @@ class VisaAttributes:
     @property
     def termination(self) -> bytes | None:
         """The byte behind which reading stops, if it does."""
-        if not self.get(ResourceAttribute.termchar_enabled):
+        is_serial = self._class[0] == InterfaceType.asrl
+        if not (self.get(ResourceAttribute.asrl_end_in) if is_serial else self.get(ResourceAttribute.termchar_enabled)):
             return None
         return bytes([self.get(ResourceAttribute.termchar)])
 
@@ -107,4 +108,7 @@ def as_milliseconds(seconds: float) -> int:
 
 
 def _number(text: object) -> int:
-    return int(str(text), 0) if str(text) else 0
+    try:
+        return int(str(text), 0)
+    except ValueError:  # the board of a serial port may be a path
+        return 0

@@ -115,7 +115,7 @@ class VisaDoor(BlockingVerbs):
         super().__init__(session.config.timeout)
         self._host = host
         self._session = session
-        self._verbs = _verbs(session)
+        self._verbs = session_verbs(session)
 
     @property
     def resource(self) -> str:
@@ -144,7 +144,7 @@ class VisaDoor(BlockingVerbs):
         name = self._host.owner if owner is None else owner
         patience = self._timeout if timeout is None else checked_timeout(timeout)
         hold = Hold(self._host, self.resource, type(self).interruption)
-        hold.enter(lambda: self._session.transaction(name, timeout, max_hold), _verbs, patience)
+        hold.enter(lambda: self._session.transaction(name, timeout, max_hold), session_verbs, patience)
         failed = True
         try:
             yield VisaTransaction(hold, self._timeout)
@@ -178,7 +178,8 @@ class VisaTransaction(BlockingVerbs):
         return self._hold.call(job)
 
 
-def _verbs(instrument: VisaSessionManager | Transaction) -> Verbs:
+def session_verbs(instrument: VisaSessionManager | Transaction) -> Verbs:
+    """Return what can be asked of *instrument*."""
     return {
         "enqueue_command": instrument.enqueue_command,
         "query": instrument.query,
@@ -186,4 +187,5 @@ def _verbs(instrument: VisaSessionManager | Transaction) -> Verbs:
         "query_block": instrument.query_block,
         "query_values": instrument.query_values,
         "batch": instrument.batch,
+        "wait_complete": instrument.wait_complete,
     }

@@ -1,4 +1,4 @@
-"""Make members of drivers: async functions, blocking functions in threads, and actors."""
+"""Make members of drivers: async functions, blocking functions in threads, asyncio programs, and actors."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import trio
 from trio_daq.actors import Actor, ActorCell, ActorRegistry
 from trio_daq.data import DataDistributor, DataPublisher
 from trio_daq.drivers import DriverContext
+from trio_daq.legacy import AsyncioProgram, DoorHost
 from trio_daq.lifecycle.member import Member
 from trio_daq.lifecycle.supervision import Supervision
-from trio_daq.lifecycle.thread_life import ThreadLives
+from trio_daq.lifecycle.thread_life import BlockingProgram, Program, ThreadLives
 from trio_daq.sharing import interruptible
 
 _A = TypeVar("_A", bound=Actor)
@@ -79,17 +80,43 @@ def thread_member(
         TypeError: If *target* is an async function.
     """
     if _is_async(target):
-        raise TypeError(f"{name!r} is an async function, which runs in no thread; use spawn for it")
-    lives = ThreadLives(name, target, args, kwargs, distributor)
-    return Member(
-        name,
-        lives.serve,
-        lives.request_stop,
-        stop_timeout=stop_timeout,
-        supervision=supervision,
-        abandoned_threads=lives.abandoned_threads,
-        frames=lives.frames,
-    )
+        raise TypeError(
+            f"{name!r} is an async function, which runs in no thread; use spawn for it, or spawn_asyncio if it is "
+            "written for asyncio"
+        )
+    publisher = DataPublisher(distributor, name)
+
+    def new_program(host: DoorHost) -> Program:
+        return BlockingProgram(host, target, args, kwargs, publisher)
+
+    return _member_of(ThreadLives(name, new_program), name, stop_timeout, supervision)
+
+
+def asyncio_member(
+    name: str,
+    target: Callable[..., Awaitable[Any]],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    distributor: DataDistributor,
+    stop_timeout: float | None = None,
+    supervision: Supervision = _ONCE,
+) -> Member:
+    """Make a member of an async function that is written for asyncio, with awaitable doors among its arguments.
+
+    It has an event loop in a thread of its own. Asked to stop, its main task is cancelled once; its doors serve on
+    until the member is cancelled.
+
+    Raises:
+        TypeError: If *target* is no async function.
+    """
+    if not _is_async(target):
+        raise TypeError(f"{name!r} is no async function, which asyncio needs; use spawn_thread for it")
+    publisher = DataPublisher(distributor, name)
+
+    def new_program(host: DoorHost) -> Program:
+        return AsyncioProgram(host, target, args, kwargs, publisher)
+
+    return _member_of(ThreadLives(name, new_program), name, stop_timeout, supervision)
 
 
 def actor_member(
@@ -137,6 +164,18 @@ def actor_member(
         on_end=cell.stop,  # whoever still waits for it is told, and its address refuses more
     )
     return member, cell
+
+
+def _member_of(lives: ThreadLives, name: str, stop_timeout: float | None, supervision: Supervision) -> Member:
+    return Member(
+        name,
+        lives.serve,
+        lives.request_stop,
+        stop_timeout=stop_timeout,
+        supervision=supervision,
+        abandoned_threads=lives.abandoned_threads,
+        frames=lives.frames,
+    )
 
 
 def _is_async(target: Callable[..., Any]) -> bool:

@@ -103,7 +103,7 @@ class DualRuntimeManager(Manager):
         self._stalls = StallWatch(self._note_stall)
         self._lines = Lines(config, history.note)
         self._devices = DeviceList(self._lines)
-        self._directory = LineDirectory(self._lines.session, self._lines.resources)
+        self._directory = LineDirectory(self._lines.by_resource, self._lines.resources)
         self._safe = safe = SafeStates(config, self._lines)
         for_sides = (
             self._lines,

@@ -15,6 +15,7 @@ import trio
 
 from trio_daq.config import DualConfig
 from trio_daq.errors import UnknownNameError
+from trio_daq.legacy import Line, resource_of
 from trio_daq.lifecycle.health import Note
 from trio_daq.lifecycle.line_health import watch_port, watch_session
 from trio_daq.lifecycle.member import Member
@@ -117,8 +118,19 @@ class Lines:
         raise unknown_name("VISA session", name_or_resource, self.visa)
 
     def resources(self) -> tuple[str, ...]:
-        """Return the VISA resource names of all sessions."""
-        return tuple(session.resource for session in self.visa.values())
+        """Return the VISA resource names of all sessions and ports."""
+        lines: Iterable[Line] = (*self.visa.values(), *self.serial.values())
+        return tuple(map(resource_of, lines))
+
+    def by_resource(self, resource: str) -> Line:
+        """Return a session or a port by any spelling of its VISA resource name."""
+        try:
+            return self.session(resource)
+        except UnknownNameError:
+            kind, _, path = resource.partition("::")[0].partition("ASRL")
+            if kind or not path:
+                raise
+            return self.port(path)
 
     def share(self, device: SharedDevice[Any]) -> None:
         """Take a device among them.

@@ -13,7 +13,7 @@ from trio_daq.actors import Actor, ActorRef, ActorRegistry
 from trio_daq.config import MemberConfig, ResolvedDriver, SubsystemConfig, resolve_driver
 from trio_daq.data import DataDistributor
 from trio_daq.lifecycle.checkup import stage_problems
-from trio_daq.lifecycle.driver_member import actor_member, task_member, thread_member
+from trio_daq.lifecycle.driver_member import actor_member, asyncio_member, task_member, thread_member
 from trio_daq.lifecycle.health import Note
 from trio_daq.lifecycle.lines import Lines
 from trio_daq.lifecycle.member import Member
@@ -106,7 +106,7 @@ class Side:
             return actor_member(
                 config.id, actor_class, (), kwargs, self._distributor, self._actors, config.stop_timeout, rules
             )[0]
-        make = task_member if driver.kind == "task" else thread_member
+        make = {"task": task_member, "thread": thread_member, "asyncio": asyncio_member}[driver.kind]
         return make(config.id, driver.target, (), kwargs, self._distributor, config.stop_timeout, rules)
 
     def _lines_of(self, config: MemberConfig) -> dict[str, Any]:
@@ -143,7 +143,7 @@ class Side:
 
 
 class V2Side(Side):
-    """Old drivers: async functions, and blocking functions in threads."""
+    """Old drivers: async functions, blocking functions in threads, and asyncio programs in threads."""
 
     async def spawn(
         self,
@@ -190,6 +190,27 @@ class V2Side(Side):
         those of `spawn`.
         """
         member = thread_member(
+            name or target.__name__, target, args, kwargs, self._distributor, supervision=supervision
+        )
+        await self.stage.add(member)
+        return member
+
+    async def spawn_asyncio(
+        self,
+        target: Callable[..., Awaitable[Any]],
+        *args: Any,
+        name: str | None = None,
+        supervision: Supervision = _ONCE,
+        **kwargs: Any,
+    ) -> Member:
+        """Run an async function that is written for asyncio as a member, called as ``target(*args, **kwargs)``.
+
+        It has an event loop in a thread of its own. A port or session among its arguments reaches it as an awaitable
+        door. If it has a parameter ``context`` it gets an `AsyncioContext`. When the side stops its main task is
+        cancelled once, unless it waits for `AsyncioContext.stopping`; its doors close ``stop_timeout`` later. Arguments
+        and errors are those of `spawn`.
+        """
+        member = asyncio_member(
             name or target.__name__, target, args, kwargs, self._distributor, supervision=supervision
         )
         await self.stage.add(member)

@@ -6,7 +6,7 @@ Works for tasks that wait, for threads, and from a thread for a task that runs.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import FrameType
 
 import attrs
@@ -45,6 +45,11 @@ def frames_of_task(task: trio.lowlevel.Task) -> tuple[Frame, ...]:
 def frames_of_thread(ident: int | None, until: FrameType | None = None) -> tuple[Frame, ...]:
     """Return the frames of a thread, innermost first, up to *until*; none if it does not run."""
     return tuple(_up(sys._current_frames().get(ident or 0), until))
+
+
+def frames_of_waiting(frames: Iterable[FrameType]) -> tuple[Frame, ...]:
+    """Return the frames of something that waits, as they are."""
+    return tuple(_frame(frame, frame.f_lineno) for frame in frames)
 
 
 def tell_place(frames: Sequence[Frame]) -> str:

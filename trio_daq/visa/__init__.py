@@ -1,8 +1,8 @@
 """One queue for each VISA instrument, and one worker that talks to it."""
 
 from trio_daq.visa.order import Priority
-from trio_daq.visa.pending import PendingReply
-from trio_daq.visa.resource_name import canonical_resource
+from trio_daq.visa.pending import PendingRead, PendingReply
+from trio_daq.visa.resource_name import canonical_resource, is_stream
 from trio_daq.visa.session import VisaSessionManager
 from trio_daq.visa.settings import VisaSessionConfig
 from trio_daq.visa.statistics import SessionStatistics
@@ -22,6 +22,7 @@ from trio_daq.visa.verbs import Text
 __all__ = [
     "BlockError",
     "ConnectionLostError",
+    "PendingRead",
     "PendingReply",
     "Priority",
     "Progress",
@@ -36,4 +37,5 @@ __all__ = [
     "VisaSessionConfig",
     "VisaSessionManager",
     "canonical_resource",
+    "is_stream",
 ]

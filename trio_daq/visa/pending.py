@@ -56,3 +56,26 @@ class PendingReply:
     def cancel(self) -> None:
         """Take it back: what was not sent never will be, and what was is finished, and its reply dropped."""
         self._order.abandon()
+
+
+class PendingRead:
+    """A reply that is being read as it comes, made by `Transaction.submit_read`.
+
+    Args:
+        order: What is in the queue.
+    """
+
+    def __init__(self, order: Order) -> None:
+        self._order = order
+
+    def has_ended(self) -> bool:
+        """Return whether waiting would return or raise at once."""
+        return self._order.result is not None
+
+    async def wait(self) -> bytes:
+        """Wait for the bytes. Cancelled, the reading goes on, and one may wait again.
+
+        Raises:
+            DaqError: As all verbs do.
+        """
+        return (await self._order.wait(abandon=False))[0]

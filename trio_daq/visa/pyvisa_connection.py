@@ -122,6 +122,12 @@ class PyvisaConnection:
             raise TransportError(f"a reply of more than {self._config.max_block} bytes came")
         return message
 
+    def read_stb(self, deadline: float) -> bytes:
+        """Read the status byte."""
+        self._set_timeout(_left(deadline))
+        status, _ = self._library.read_stb(self._session)
+        return bytes([status & 0xFF])
+
     def read_raw(self, request: Request, deadline: float) -> bytes:
         """Read a reply as it comes, or a piece of it."""
         most = self._config.max_block + AROUND_BLOCK

@@ -174,6 +174,8 @@ class PyvisaTransport:
                 replies.append(connection.read_block(deadline, job.tell))
             elif request.reply == "raw":
                 replies.append(connection.read_raw(request, deadline))
+            elif request.reply == "status":
+                replies.append(connection.read_stb(deadline))
             else:
                 replies.append(b"")
             self.completed += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 
@@ -44,6 +45,13 @@ def canonical_resource(name: str) -> str:
     is_usb = board.startswith("USB")
     places = [_plain(place, is_text=is_usb and at == _USB_SERIAL_NUMBER) for at, place in enumerate(places)]
     return "::".join((board, *places, kind))
+
+
+@functools.cache
+def is_stream(name: str) -> bool:
+    """Return whether a resource carries bytes only, without marking the end of a message: sockets and serial ports."""
+    resource = canonical_resource(name)
+    return resource.endswith("::SOCKET") or resource.startswith("ASRL")
 
 
 def _plain(place: str, *, is_text: bool) -> str:

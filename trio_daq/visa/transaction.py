@@ -20,6 +20,7 @@ from trio_daq.sharing import Claim, Done, owner_name
 from trio_daq.visa.lane import Lane
 from trio_daq.visa.link import VisaLink
 from trio_daq.visa.order import Bond, Order, Priority, Replies
+from trio_daq.visa.pending import PendingRead
 from trio_daq.visa.queue import CommandQueue
 from trio_daq.visa.settings import VisaSessionConfig
 from trio_daq.visa.transport import Progress, Request
@@ -84,23 +85,24 @@ class Transaction(CommandVerbs):
             raise
         return self
 
-    async def read_raw(
-        self, timeout: float | None = None, enough: int = sys.maxsize, inside: int | None = None
-    ) -> bytes:
-        """Read one reply to what was written before, a message or a block, and return it as it came.
+    def submit_read(self, timeout: float, enough: int = sys.maxsize, inside: int | None = None) -> PendingRead:
+        """Have a reply to what was written before be read as it comes, be it a message or a block.
 
-        On a stream (raw sockets, serial ports) it may come in pieces.
+        On a stream (raw sockets, serial ports) it may come in pieces. Wait for what is returned, as often as it takes;
+        if its reading fails, the connection is made trustworthy before anybody's next command.
 
         Args:
-            timeout: As for all verbs.
+            timeout: Seconds in which it must come.
             enough: So many bytes are worth to be returned, with all that is there, though the end has not come.
             inside: How many bytes of a block are still to come, if the reply was begun; None if it was not.
 
         Raises:
-            DaqError: As all verbs do; then the connection is made trustworthy before anybody's next command.
+            DaqError: As `submit` does.
         """
         request = Request(b"", "raw", enough=enough, inside=inside)
-        return await self._exchange_raw(request, timeout, None, "normal")
+        order = self._new_order([request], ["(a read)"], self.owner, timeout, "normal", None)
+        self._put(order, wait=False)
+        return PendingRead(order)
 
     def give_up(self) -> None:
         """Give up the command in flight, if it is of this transaction, and do not wait for what may still come."""

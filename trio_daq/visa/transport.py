@@ -19,9 +19,10 @@ import attrs
 
 from trio_daq.errors import Sent
 
-ReplyKind = Literal["nothing", "message", "block", "raw"]
+ReplyKind = Literal["nothing", "message", "block", "raw", "status"]
 """What comes back: nothing; a message up to its termination or END; an IEEE 488.2 block, counted byte by byte; or
-whichever of these two comes, left as it came, and perhaps in pieces."""
+whichever of these two comes, left as it came, and perhaps in pieces; or the one byte of the status register, where the
+connection has a way of its own for that (viReadSTB)."""
 
 AROUND_BLOCK = 256
 """Bytes that a block may have before it, a response header, and after it, a termination."""

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 import trio
 
-from trio_daq.errors import CommandTimeoutError, ReplyError
+from trio_daq.errors import CommandTimeoutError, LineFeatureError, ReplyError
 from trio_daq.sharing import checked_timeout, owner_name
 from trio_daq.visa.order import Order, Priority
 from trio_daq.visa.pending import PendingReply
 from trio_daq.visa.queue import PRIORITIES
+from trio_daq.visa.resource_name import is_stream
 from trio_daq.visa.settings import VisaSessionConfig
 from trio_daq.visa.transport import Progress, ReplyKind, Request
 from trio_daq.wire import Command, parse_values, printable, reply_rule, unpack_values
@@ -221,15 +222,26 @@ class CommandVerbs(ABC):
         Raises:
             DaqError: As all verbs do.
         """
-        await self._exchange_raw(Request(data, "nothing", behind), timeout, owner, priority)
-
-    async def _exchange_raw(
-        self, request: Request, timeout: float | None, owner: str | None, priority: Priority
-    ) -> bytes:
         seconds = self.config.timeout if timeout is None else checked_timeout(timeout)
-        text = printable(request.data, _SHOWN) if request.data else "(a read)"
-        order = self._new_order([request], [text], self._owner(owner), seconds, priority, None)
-        return (await self._carry_out(order))[0]
+        request, text = Request(data, "nothing", behind), printable(data, _SHOWN)
+        await self._carry_out(self._new_order([request], [text], self._owner(owner), seconds, priority, None))
+
+    async def read_stb(
+        self, timeout: float | None = None, owner: str | None = None, priority: Priority = "normal"
+    ) -> int:
+        """Read the status byte (IEEE 488.2-1992, 11.2) beside the messages, as a serial poll does.
+
+        Raises:
+            LineFeatureError: If the connection has no way for that: raw sockets and serial ports; ask ``*STB?`` there.
+            DaqError: As all verbs do.
+        """
+        name = self._owner(owner)
+        if is_stream(self.resource):
+            reason = "a raw socket or serial port carries messages only; ask *STB?"
+            raise LineFeatureError(resource=self.resource, owner=name, action="a serial poll", reason=reason)
+        seconds = self.config.timeout if timeout is None else checked_timeout(timeout)
+        order = self._new_order([Request(b"", "status")], ["(a serial poll)"], name, seconds, priority, None)
+        return (await self._carry_out(order))[0][0]
 
     @trio.lowlevel.enable_ki_protection
     def submit(

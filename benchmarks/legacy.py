@@ -1,7 +1,7 @@
 """What a query of an old program costs through ``@trio_daq``, beside pyvisa-py as it is and with TCP_NODELAY set.
 
-By raw PyVISA and, where they are installed, by an instrument of PyMeasure and one of QCoDeS, as in ``nox -s legacy``. Run
-it as ``nox -s bench`` or ``python benchmarks/legacy.py``; ``--quick`` takes 20 s.
+By raw PyVISA and, where they are installed, by an instrument of PyMeasure and one of QCoDeS, as in ``nox -s legacy``.
+Run it as ``nox -s bench`` or ``python benchmarks/legacy.py``; ``--quick`` takes 20 s.
 """
 
 import argparse

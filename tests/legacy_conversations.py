@@ -2,8 +2,8 @@ r"""What drivers of PyMeasure, QCoDeS and others say to their instruments, and w
 
 A turn is what the driver sends and what the instrument answers, None for no answer, both without terminators. The
 turns of a conversation stand in the order in which the driver of the same name takes them in
-``test_legacy_pymeasure_drivers`` and ``test_legacy_qcodes_drivers``. They follow the manuals of the instruments and, for
-PyMeasure, the conversations in its own tests.
+``test_legacy_pymeasure_drivers``, ``test_legacy_qcodes_drivers`` and ``test_legacy_scripts``. They follow what the
+drivers say of their instruments and, for PyMeasure, the conversations that it is tested with.
 """
 
 from __future__ import annotations

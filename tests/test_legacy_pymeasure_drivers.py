@@ -1,7 +1,7 @@
 """Drivers of PyMeasure run unmodified on a shared session, as they do on PyVISA alone, by the instrument's own log.
 
-The conversations stand in `legacy_conversations`. Not in the default run, for PyMeasure brings NumPy and pandas with it:
-``nox -s legacy``.
+The conversations stand in `legacy_conversations`. Not in the default run, for PyMeasure brings NumPy and pandas with
+it: ``nox -s legacy``.
 """
 
 import math
@@ -12,7 +12,7 @@ import pytest
 
 pytest.register_assert_rewrite("legacy_lab")
 
-from legacy_lab import DriverBench, Exercise, open_driver_bench
+from legacy_lab import DriverBench, Exercise, open_driver_bench  # noqa: E402
 
 pytest.importorskip("pymeasure.instruments", exc_type=ImportError)
 

@@ -1,7 +1,7 @@
 """Drivers of QCoDeS run unmodified on a shared session, as they do on PyVISA alone, by the instrument's own log.
 
-The conversations stand in `legacy_conversations`. Not in the default run, for QCoDeS brings half of the scientific Python
-with it: ``nox -s legacy``.
+The conversations stand in `legacy_conversations`. Not in the default run, for QCoDeS brings NumPy, pandas and more with
+it: ``nox -s legacy``.
 """
 
 import struct
@@ -18,6 +18,7 @@ pytest.importorskip("qcodes.instrument", exc_type=ImportError)
 
 pytestmark = pytest.mark.filterwarnings("ignore:Parameter ch[12]_databuffer .* does not correctly pass kwargs")
 
+from qcodes.dataset import LinSweep  # noqa: E402
 from qcodes.instrument_drivers.agilent import Agilent34401A  # noqa: E402
 from qcodes.instrument_drivers.AimTTi import AimTTiPL601  # noqa: E402
 from qcodes.instrument_drivers.Keithley import Keithley2602B  # noqa: E402
@@ -26,7 +27,6 @@ from qcodes.instrument_drivers.oxford import OxfordMercuryiPS  # noqa: E402
 from qcodes.instrument_drivers.rigol import RigolDS1074Z  # noqa: E402
 from qcodes.instrument_drivers.stanford_research import SR830  # noqa: E402
 from qcodes.instrument_drivers.yokogawa import YokogawaGS200  # noqa: E402
-from qcodes.dataset import LinSweep  # noqa: E402
 
 
 @pytest.fixture(scope="module")

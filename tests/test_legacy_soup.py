@@ -1,27 +1,27 @@
 """Old and new programs use one meter through one session of a lab, and no reply reaches who did not ask for it.
 
-Two Trio tasks, a driver of PyMeasure, one of QCoDeS and a raw PyVISA script, while replies come too late, tasks
-are cancelled, and a script thinks better of its question. Every question bears a tag, which the meter gives back with
-the reply and notes in its log; a reply is wrong if its tag is not that of the question, or if it is not what the meter
-says that it answered. The same programs on PyVISA alone show what that would be worth.
+Two Trio tasks, a driver of PyMeasure, one of QCoDeS, a raw PyVISA script and an asyncio program, while replies come too
+late, tasks are cancelled, and a script thinks better of its question. Every question bears a tag, which the meter gives
+back with the reply and notes in its log; a reply is wrong if its tag is not that of the question, or if it is not what
+the meter says that it answered. The same blocking programs on PyVISA alone show what that is worth.
 
 ``TRIO_DAQ_SOUP_COMMANDS`` says how many questions are asked. Not in the default run: ``nox -s legacy``.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import os
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import attrs
-import outcome
 import pytest
 import pyvisa
 import trio
@@ -40,6 +40,8 @@ qcodes_rigol = pytest.importorskip("qcodes.instrument_drivers.rigol", exc_type=I
 pytestmark = pytest.mark.filterwarnings("ignore:It is not known whether this device support SCPI:FutureWarning")
 
 COMMANDS = int(os.environ.get("TRIO_DAQ_SOUP_COMMANDS", "500"))
+
+OWNERS = {"pymeasure", "qcodes", "pyvisa", "task0", "task1", "asyncio"}
 
 TIMEOUT = 0.15
 """Seconds that every program waits for a reply."""
@@ -154,6 +156,16 @@ async def use_trio(meter: VisaSessionManager, book: Book, owner: str) -> None:
             book.replies.append((tag, reply))
 
 
+async def use_asyncio(meter: Any, book: Book) -> None:
+    """Ask as an asyncio program, and be cancelled now and then."""
+    chance = random.Random("asyncio")
+    for number, tag in book.tags("asyncio"):
+        patience = chance.uniform(0, 0.004) if number % 4 == 1 else 10
+        with book.forgiving("asyncio", CommandTimeoutError), contextlib.suppress(asyncio.TimeoutError):
+            async with asyncio.timeout(patience):
+                book.replies.append((tag, await meter.query(f"MEAS:VOLT? {tag}", timeout=10 * TIMEOUT)))
+
+
 @attrs.frozen
 class Where:
     """How the blocking programs reach the meter.
@@ -182,7 +194,9 @@ def run_pymeasure(where: Where, book: Book) -> None:
 
 def run_qcodes(where: Where, book: Book) -> None:
     if where.shared is None:
-        meter = qcodes_rigol.RigolDS1074Z(f"meter{next(_numbers)}", where.resource, visalib=where.library, timeout=TIMEOUT)
+        meter = qcodes_rigol.RigolDS1074Z(
+            f"meter{next(_numbers)}", where.resource, visalib=where.library, timeout=TIMEOUT
+        )
         with contextlib.closing(meter):
             use_qcodes(meter, book)
     else:
@@ -214,7 +228,7 @@ PROGRAMS = (run_pymeasure, run_qcodes, run_script)
 
 
 async def test_no_reply_of_a_shared_session_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two tasks, PyMeasure, QCoDeS and a script on one session: 0 wrong replies."""
+    """Two tasks, PyMeasure, QCoDeS, a script and an asyncio program on one session: 0 wrong replies."""
     log = tmp_path / "log.jsonl"
     book = Book(COMMANDS)
     async with open_simulated_lab(log, stage=None, meter=FAULTS) as simulated:
@@ -226,54 +240,18 @@ async def test_no_reply_of_a_shared_session_is_wrong(tmp_path: Path, capsys: pyt
         )
         async with DualRuntimeManager(config) as manager:
             await manager.start()
-            members = Members(manager)
+            meter = manager.visa["meter"]
             for program in PROGRAMS:
-                await members.add_thread(program, where, book)
+                await manager.v2.spawn_thread(program, where, book)
             for owner in ("task0", "task1"):
-                await members.add_task(use_trio, manager.visa["meter"], book, owner)
-            await members.wait_all()
-    show(capsys, "one session of trio_daq, two tasks beside them", book, log)
+                await manager.v2.spawn(use_trio, meter, book, owner, name=owner)
+            await manager.v2.spawn_asyncio(use_asyncio, meter, book)
+            await manager.wait_all_ended()
+            assert manager.is_v2_healthy(), manager.v2_status()
+    show(capsys, "one session of trio_daq, with tasks and asyncio", book, log)
     assert book.wrong(log) == []
-    assert set(Counter(owner_of(tag) for tag, _ in book.replies)) == {"pymeasure", "qcodes", "pyvisa", "task0", "task1"}
+    assert {owner_of(tag) for tag, _ in book.replies} == OWNERS
     assert len(book.replies) > COMMANDS / 2
-
-
-@attrs.define
-class Members:
-    """Programs as V2 members, until each has ended by itself."""
-
-    _manager: DualRuntimeManager
-    _ended: list[trio.Event] = attrs.field(factory=list)
-    _results: list[outcome.Maybe[Any]] = attrs.field(factory=list)
-
-    async def add_thread(self, target: Callable[..., object], *args: Any) -> None:
-        """Run a blocking program."""
-        ended, token = trio.Event(), trio.lowlevel.current_trio_token()
-        self._ended.append(ended)
-
-        def run() -> None:
-            self._results.append(outcome.capture(target, *args))
-            token.run_sync_soon(ended.set)
-
-        await self._manager.v2.spawn_thread(run, name=target.__name__)
-
-    async def add_task(self, target: Callable[..., Any], *args: Any) -> None:
-        """Run a Trio program."""
-        ended = trio.Event()
-        self._ended.append(ended)
-
-        async def run() -> None:
-            self._results.append(await outcome.acapture(target, *args))
-            ended.set()
-
-        await self._manager.v2.spawn(run, name=str(args[-1]))
-
-    async def wait_all(self) -> None:
-        """Wait until all have ended, and raise what one raised."""
-        for ended in self._ended:
-            await ended.wait()
-        for result in self._results:
-            result.unwrap()
 
 
 # --- on PyVISA alone -------------------------------------------------------------------------------------------------
@@ -316,7 +294,12 @@ async def test_replies_are_wrong_on_pyvisa_alone(
         qcodes_instrument.Instrument.close_all()
         if shared is not None:
             shared.close()
-    show(capsys, "PyVISA alone, one session, one call at a time" if is_shared else "PyVISA alone, own sessions", book, log)
+    show(
+        capsys,
+        "PyVISA alone, one session, one call at a time" if is_shared else "PyVISA alone, own sessions",
+        book,
+        log,
+    )
     assert book.wrong(log) != []
 
 

@@ -182,7 +182,9 @@ def run_pymeasure(where: Where, book: Book) -> None:
 
 def run_qcodes(where: Where, book: Book) -> None:
     if where.shared is None:
-        meter = qcodes_rigol.RigolDS1074Z(f"meter{next(_numbers)}", where.resource, visalib=where.library, timeout=TIMEOUT)
+        meter = qcodes_rigol.RigolDS1074Z(
+            f"meter{next(_numbers)}", where.resource, visalib=where.library, timeout=TIMEOUT
+        )
         with contextlib.closing(meter):
             use_qcodes(meter, book)
     else:
@@ -316,7 +318,12 @@ async def test_replies_are_wrong_on_pyvisa_alone(
         qcodes_instrument.Instrument.close_all()
         if shared is not None:
             shared.close()
-    show(capsys, "PyVISA alone, one session, one call at a time" if is_shared else "PyVISA alone, own sessions", book, log)
+    show(
+        capsys,
+        "PyVISA alone, one session, one call at a time" if is_shared else "PyVISA alone, own sessions",
+        book,
+        log,
+    )
     assert book.wrong(log) != []
 
 

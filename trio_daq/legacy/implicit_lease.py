@@ -43,7 +43,7 @@ _MOMENT = 0.02
 Reply: TypeAlias = Literal["whole", "enough", "part", "nothing"]
 """What a read has brought: a reply to its end, all that it asked for and perhaps all that there is, some, or none."""
 
-_Kind: TypeAlias = Literal["write", "read", "clear", "other"]
+_Kind: TypeAlias = Literal["write", "read", "more", "clear", "other"]
 _Settle: TypeAlias = Callable[["_Term", Any], None]
 """Told the result of a call, decides how long its term goes on."""
 
@@ -106,14 +106,15 @@ class ImplicitLease(Generic[_T]):
         """
         return self._call(job, "write", functools.partial(self._after_write, asks, goes_on))
 
-    def read(self, job: Job, brought: Callable[[Any], Reply]) -> Any:
+    def read(self, job: Job, brought: Callable[[Any], Reply], *, learns: bool = True) -> Any:
         """Have *job* read, and give the line back if it has brought a whole reply.
 
         Args:
             job: What to do.
+            learns: Whether reading without a question tells that other writes are answered, too.
             brought: Told the result, says how much of a reply it is. After none, the next write finds a clean line.
         """
-        return self._call(job, "read", functools.partial(self._after_read, brought))
+        return self._call(job, "read" if learns else "more", functools.partial(self._after_read, brought))
 
     def look(self, job: Job) -> int:
         """Have *job* say how much there is to read: who looks expects a reply, but does not keep the line by that."""

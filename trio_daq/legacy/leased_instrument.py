@@ -17,7 +17,7 @@ import trio
 from trio_daq.errors import CommandTimeoutError, DaqError
 from trio_daq.legacy.host import Verbs
 from trio_daq.legacy.implicit_lease import Reply
-from trio_daq.visa import PendingRead, Transaction, VisaSessionManager, is_stream
+from trio_daq.visa import AROUND_BLOCK, PendingRead, Transaction, VisaSessionManager, is_stream
 from trio_daq.wire import definite_block_end
 
 _LAST_LOOK = 0.05
@@ -54,18 +54,19 @@ class LeasedInstrument:
         self._is_stream = is_stream(config.resource)
         self._reading: PendingRead | None = None
         self._is_unread = False
-        self._inside: int | None = None
+        self._head, self._came, self._is_text = b"", 0, True
 
     async def write(self, data: bytes, timeout: float) -> None:
         """Write *data*. Replies to what was written before may still be read after it."""
         behind, self._is_unread = self._is_unread, True
+        self._head, self._came, self._is_text = b"", 0, True
         await self._transaction.write_raw(data, timeout, behind=behind)
 
-    async def read(self, timeout: float, longest: float, count: int) -> Piece:
-        """Return the next reply as it comes, or a piece of at least *count* bytes of it.
+    async def read(self, timeout: float, longest: float, count: int, until: bytes) -> Piece:
+        """Return what comes: a whole reply, or *count* bytes of it or more, or up to *until* or more.
 
-        Called again after a timeout it goes on waiting for the same one, which must come within *longest* seconds of
-        the first call.
+        Called again after a timeout it goes on waiting for the same, which must come within *longest* seconds of the
+        first call.
 
         Raises:
             CommandTimeoutError: If it did not come within *timeout* seconds.
@@ -73,7 +74,7 @@ class LeasedInstrument:
         """
         began = trio.current_time()
         if self._reading is None:
-            self._reading = self._transaction.submit_read(max(timeout, longest), count, self._inside)
+            self._reading = self._transaction.submit_read(max(timeout, longest), count, until)
         reading = self._reading
         try:
             with trio.move_on_after(timeout):
@@ -92,13 +93,19 @@ class LeasedInstrument:
         )
 
     def _settle(self, data: bytes) -> Reply:
-        left = definite_block_end(data) if self._inside is None else self._inside
-        left -= len(data)
-        if self._is_stream and (left > 0 or (left < 0 and not data.endswith(self._termination) and len(data) >= _LONG)):
-            self._inside = max(0, left)
+        """Return how much of a reply has come with *data*."""
+        if not self._is_stream:
+            self._is_unread = False
+            return "whole"
+        self._head = (self._head + data)[:AROUND_BLOCK]
+        self._came += len(data)
+        self._is_text = self._is_text and data.isascii()
+        of_block = definite_block_end(self._head)
+        ended = self._came > of_block and data.endswith(self._termination)
+        if self._came < of_block or (not of_block and not ended and self._came >= _LONG):
             return "part"
-        self._inside, self._is_unread = None, False
-        return "enough" if self._is_stream and not (left < 0 and data.endswith(self._termination)) else "whole"
+        self._is_unread = False
+        return "whole" if ended and (of_block or self._is_text) else "enough"
 
     async def read_stb(self, timeout: float) -> int:
         """Read the status byte."""
@@ -107,7 +114,7 @@ class LeasedInstrument:
     async def forget(self) -> None:
         """See to it that a reply which was asked for and not read reaches nobody."""
         reading, self._reading = self._reading, None
-        is_unread, self._is_unread, self._inside = self._is_unread, False, None
+        is_unread, self._is_unread = self._is_unread, False
         if reading is not None:
             self._transaction.give_up()
         elif is_unread:

@@ -9,6 +9,7 @@ drivers say of their instruments and, for PyMeasure, the conversations that it i
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 import attrs
 
@@ -35,7 +36,7 @@ class Conversation:
     turns: list[Turn]
     write_end: bytes = b"\n"
     read_end: bytes = b"\n"
-    dialect: str = "scpi"
+    dialect: str | Callable[[str], bool] = "scpi"
     session_write_end: bytes = attrs.field()
     session_read_end: bytes = attrs.field()
 
@@ -57,6 +58,11 @@ class Conversation:
 
 def _bytes(text: str | bytes) -> bytes:
     return text if isinstance(text, bytes) else text.encode("latin-1")
+
+
+def has_question_mark(command: str) -> bool:
+    """Return whether an instrument answers that allows ``SRAT ?``."""
+    return "?" in command
 
 
 def definite_block(data: bytes, digits: int = 1) -> bytes:
@@ -435,7 +441,8 @@ _QCODES = {
             ("OUTP? 1", "1.5e-06"),
             ("ISRC?", "0"),
             ("SENS 20", None),
-        ]
+        ],
+        dialect=has_question_mark,
     ),
     "YokogawaGS200": Conversation(
         [

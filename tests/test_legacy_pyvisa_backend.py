@@ -216,6 +216,28 @@ async def test_late_reply_is_read_by_a_second_read(instrument: Instrument, sessi
     assert await session.query("ECHO? 1") == "1"
 
 
+async def test_reading_until_nothing_comes(instrument: Instrument, session: VisaSessionManager) -> None:
+    """A driver that reads byte by byte until the time is up keeps nobody waiting after that, nor itself."""
+
+    def script() -> float:
+        with opened(instrument, timeout=200) as meter:
+            meter.write("ECHO? abc")
+            got = b""
+            with contextlib.suppress(VisaIOError):
+                while True:
+                    got += meter.read_bytes(1)
+            assert got == b"abc\n"
+            began = time.monotonic()
+            meter.write("CONF:VOLT")
+            assert meter.query("ECHO? next") == "next"
+            return time.monotonic() - began
+
+    assert await run_old(script) < 1.5
+    began = trio.current_time()
+    assert await session.query("ECHO? 1") == "1"
+    assert trio.current_time() - began < 1.5
+
+
 async def test_unread_reply_is_dropped_by_the_next_question(
     instrument: Instrument, session: VisaSessionManager
 ) -> None:

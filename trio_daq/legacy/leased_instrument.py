@@ -113,14 +113,18 @@ class LeasedInstrument:
 
     async def forget(self) -> None:
         """See to it that a reply which was asked for and not read reaches nobody."""
-        reading, self._reading = self._reading, None
         is_unread, self._is_unread = self._is_unread, False
-        if reading is not None:
-            self._transaction.give_up()
-        elif is_unread:
+        if not self.stop_reading() and is_unread:
             with trio.CancelScope(shield=True), contextlib.suppress(DaqError):
                 # Failing, it leaves the connection to be seen to.
                 await self._transaction.submit_read(_LAST_LOOK).wait()
+
+    def stop_reading(self) -> bool:
+        """Give up the read in hand, and return whether there was one."""
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            self._transaction.give_up()
+        return reading is not None
 
     def verbs(self) -> Verbs:
         """Return what can be asked for."""
@@ -141,3 +145,4 @@ async def lease_instrument(session: VisaSessionManager, owner: str, timeout: flo
         except BaseException:
             await instrument.forget()
             raise
+        instrument.stop_reading()

@@ -136,7 +136,7 @@ def _check(old: object, new: object, channels: object) -> None:
     """Refuse what is in a lab file by mistake: an error of another type would end the lab as a bug."""
     for name, value in (("old", old), ("new", new)):
         if not isinstance(value, str):
-            raise ValueError(f"{name} must be the id of a member, not {value!r}")  # noqa: TRY004
+            raise ValueError(f"{name} must be the id of a member, not {value!r}")
     if channels is None:
         if old == new:
             raise ValueError(f"old and new are both {old!r}; name the channels that are to be compared")

@@ -24,6 +24,7 @@ import attrs
 import trio
 
 from trio_daq.errors import DoorClosedError, DoorInterruptedError, Sent, StateError
+from trio_daq.legacy.origin import came_of
 from trio_daq.sharing import Pulse, acting_as, current_pulse, living_by, on_behalf_of
 from trio_daq.wire import Command
 
@@ -162,9 +163,7 @@ class DoorHost:
 
     def has_caused(self, error: BaseException | None) -> bool:
         """Return whether *error* is the interruption of a thread, or was raised from it."""
-        while error is not None and not any(error is one for one in self._interruptions):
-            error = error.__cause__
-        return error is not None
+        return came_of(error, lambda origin: any(origin is one for one in self._interruptions))
 
     def live_threads(self) -> list[threading.Thread]:
         """Return the threads that used a door and have not ended."""

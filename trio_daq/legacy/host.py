@@ -239,6 +239,8 @@ class DoorHost:
             DoorClosedError: If there is no event loop that could do it.
         """
         if threading.get_ident() == self._trio_thread:
+            if self._nursery is None:  # and it may well be that the run has ended, and the thread is free to block
+                raise self.closed(resource)
             raise StateError(
                 action=f"a blocking call on {resource}",
                 expected="in another thread than its event loop",

@@ -24,7 +24,9 @@ _LAST_LOOK = 0.05
 """Seconds in which a reply that nobody has read is looked for, when the instrument is given back."""
 
 _LONG = 4096
-"""Bytes of text without an end, from which on more is taken to come."""
+"""Bytes without an end, from which on more is taken to come, whatever they are."""
+
+_TEXT = frozenset(b"\t\n\r" + bytes(range(0x20, 0x7F)))
 
 
 @attrs.frozen
@@ -33,7 +35,7 @@ class Piece:
 
     Attributes:
         data: The bytes.
-        reply: Whether the reply ends with them; ``"enough"`` where nobody can tell.
+        reply: Whether the reply ends with them; ``"enough"`` where nobody can tell, as with bytes that are no text.
     """
 
     data: bytes
@@ -54,12 +56,13 @@ class LeasedInstrument:
         self._is_stream = is_stream(config.resource)
         self._reading: PendingRead | None = None
         self._is_unread = False
-        self._head, self._came, self._is_text = b"", 0, True
+        self._may_go_on = False
+        self._head, self._count, self._is_text = b"", 0, True
 
     async def write(self, data: bytes, timeout: float) -> None:
         """Write *data*. Replies to what was written before may still be read after it."""
         behind, self._is_unread = self._is_unread, True
-        self._head, self._came, self._is_text = b"", 0, True
+        self._head, self._count, self._is_text = b"", 0, True
         await self._transaction.write_raw(data, timeout, behind=behind)
 
     async def read(self, timeout: float, longest: float, count: int, until: bytes) -> Piece:
@@ -98,14 +101,17 @@ class LeasedInstrument:
             self._is_unread = False
             return "whole"
         self._head = (self._head + data)[:AROUND_BLOCK]
-        self._came += len(data)
-        self._is_text = self._is_text and data.isascii()
+        self._count += len(data)
+        self._is_text = self._is_text and _TEXT.issuperset(data)
         of_block = definite_block_end(self._head)
-        ended = self._came > of_block and data.endswith(self._termination)
-        if self._came < of_block or (not of_block and not ended and self._came >= _LONG):
+        is_ended = self._count > of_block and data.endswith(self._termination)
+        if self._count < of_block or (not (of_block or is_ended) and (self._is_text or self._count >= _LONG)):
             return "part"
-        self._is_unread = False
-        return "whole" if ended and (of_block or self._is_text) else "enough"
+        is_whole = is_ended and (of_block > 0 or self._is_text)
+        self._is_unread, self._may_go_on = False, not is_whole
+        if is_whole:
+            self._head, self._count, self._is_text = b"", 0, True
+        return "whole" if is_whole else "enough"
 
     async def read_stb(self, timeout: float) -> int:
         """Read the status byte."""
@@ -113,13 +119,19 @@ class LeasedInstrument:
 
     async def forget(self) -> None:
         """See to it that a reply which was asked for and not read reaches nobody."""
-        is_unread, self._is_unread = self._is_unread, False
-        if not self.stop_reading() and is_unread:
+        is_unread, self._is_unread = self._is_unread or self._may_go_on, False
+        self._may_go_on = False
+        if not self._stop_reading() and is_unread:
             with trio.CancelScope(shield=True), contextlib.suppress(DaqError):
                 # Failing, it leaves the connection to be seen to.
                 await self._transaction.submit_read(_LAST_LOOK).wait()
 
-    def stop_reading(self) -> bool:
+    async def leave(self) -> None:
+        """Leave nothing behind: no read that waits for what was not asked for, no rest of what had no end."""
+        if self._reading is not None or self._may_go_on:
+            await self.forget()
+
+    def _stop_reading(self) -> bool:
         """Give up the read in hand, and return whether there was one."""
         reading, self._reading = self._reading, None
         if reading is not None:
@@ -145,4 +157,4 @@ async def lease_instrument(session: VisaSessionManager, owner: str, timeout: flo
         except BaseException:
             await instrument.forget()
             raise
-        instrument.stop_reading()
+        await instrument.leave()

@@ -63,7 +63,6 @@ class OldVisaSession:
         )
         self._lock: Hold | None = None
         self._is_open = False  # a question, that is
-        self._asked = False
         self._termination = session.config.read_termination.encode("latin-1")
         self._has_end = not is_stream(session.resource)
         self._came = bytearray()  # for this session alone, and not read yet
@@ -75,13 +74,12 @@ class OldVisaSession:
             if asks:
                 self.clear()
             job = Job("write", (data, self.timeout), {}, self.timeout)
+            self._is_open = self._is_open or asks  # at once: it may be sent although this raises, as at a stop
             if self._lock is not None:
                 self._lock.call(job)
             else:
                 self._lease.linger = self._next_lease()
                 self._lease.write(job, asks=asks)
-            self._is_open = self._is_open or asks
-            self._asked = asks
 
     def trigger(self) -> None:
         """Write ``*TRG``."""
@@ -170,6 +168,6 @@ class OldVisaSession:
             piece = self._lock.call(job)
         else:
             self._lease.linger = self._next_lease()
-            piece = self._lease.read(job, lambda piece: piece.reply, learns=not self._asked)
+            piece = self._lease.read(job, lambda piece: piece.reply)
         self._is_open = piece.reply == "part"
         return piece.data

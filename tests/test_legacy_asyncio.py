@@ -752,6 +752,80 @@ async def test_failure_on_the_way_out_is_a_failure(lab: Lab) -> None:
     assert (report.outcome, report.error) == ("drained", None)
 
 
+async def test_time_out_on_the_way_out_is_a_failure(lab: Lab) -> None:
+    """asyncio raises it from a cancellation too, but not from that by which the program was told: what makes the
+    instrument safe was not done, and the report must say so."""
+
+    async def by_timeout(meter: AsyncioVisaDoor) -> None:
+        try:
+            await meter.query("SLOW? a,0.1", 30)
+        finally:
+            async with asyncio.timeout(0.05):
+                await meter.query("SLOW? b,0.3")
+
+    async def by_wait_for(meter: AsyncioVisaDoor) -> None:
+        try:
+            await meter.query("SLOW? a,0.1", 30)
+        except asyncio.CancelledError:
+            try:
+                await asyncio.wait_for(meter.query("SLOW? b,0.3"), 0.05)
+            except TimeoutError as error:
+                raise VendorError("still on") from error
+
+    for program, expected in ((by_timeout, TimeoutError), (by_wait_for, VendorError)):
+        known = lab.commands().count("SLOW? a,0.1")
+        await lab.spawn(program, meter=lab.meter)
+        await lab.until(lambda known=known: lab.commands().count("SLOW? a,0.1") > known)
+        report = await lab.stop()
+        assert (report.outcome, type(report.error)) == ("failed", expected)
+        await lab.manager.start_v2()
+
+
+async def test_group_of_which_all_was_raised_from_the_cancellation_is_no_failure(lab: Lab) -> None:
+    """Tasks of a group that translate their cancellation; one with an error of its own is a failure all the same."""
+
+    async def translate() -> None:
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError as error:
+            raise VendorError("aborted") from error
+
+    async def replace() -> None:
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            raise VendorError("no room on the disk") from None
+
+    async def program(*work: Any) -> None:
+        async with asyncio.TaskGroup() as group:
+            for task in work:
+                group.create_task(task())
+            lab.notes.append("begun")
+
+    for work, expected in (((translate, translate), "drained"), ((translate, replace), "failed")):
+        lab.notes.clear()
+        await lab.manager.v2.spawn_asyncio(program, *work, name="new")
+        await lab.until(lambda: lab.notes)
+        await trio.sleep(0.05)
+        assert (await lab.stop()).outcome == expected
+        await lab.manager.start_v2()
+
+
+async def test_error_that_was_raised_from_itself_is_a_failure_like_another(lab: Lab) -> None:
+    """``raise error from error`` makes a circle of causes, in which the event loop of the lab must not go round."""
+
+    async def program() -> None:
+        try:
+            raise VendorError("no light")
+        except VendorError as error:
+            raise error from error
+
+    member = await lab.spawn(program)
+    with trio.fail_after(5):
+        await member.done.wait()
+    assert (member.outcome, str(member.error)) == ("failed", "no light")
+
+
 async def test_program_that_failed_is_started_again(lab: Lab) -> None:
     """By its policy, with a loop and doors of its own each time."""
 

@@ -1,5 +1,6 @@
 """The stop of blocking functions in real threads, judged by the log of simulated instruments."""
 
+import asyncio
 import functools
 import random
 import threading
@@ -300,6 +301,25 @@ async def test_failure_on_the_way_out_is_a_failure(lab: Lab) -> None:
     await lab.manager.start_v2()
     await lab.spawn(translate, door=lab.manager.visa["meter"])
     await lab.wait_for_command("SLOW? b,0.1")
+    report = await lab.stop()
+    assert (report.outcome, report.error) == ("drained", None)
+
+
+async def test_group_of_nothing_but_interruptions_is_no_failure(lab: Lab) -> None:
+    """As it comes out of a `TaskGroup`, when a script runs asyncio by itself and makes a blocking call in it."""
+
+    async def ask(door: VisaDoor) -> None:
+        door.query("SLOW? a,0.1", 30)
+
+    async def ask_in_group(door: VisaDoor) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(ask(door))
+
+    def script(door: VisaDoor) -> None:
+        asyncio.run(ask_in_group(door))
+
+    await lab.spawn(script, door=lab.manager.visa["meter"])
+    await lab.wait_for_command("SLOW? a,0.1")
     report = await lab.stop()
     assert (report.outcome, report.error) == ("drained", None)
 

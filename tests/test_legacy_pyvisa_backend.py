@@ -218,6 +218,28 @@ async def test_late_reply_is_read_by_a_second_read(instrument: Instrument, sessi
     assert await session.query("ECHO? 1") == "1"
 
 
+async def test_reading_until_nothing_comes(instrument: Instrument, session: VisaSessionManager) -> None:
+    """A driver that reads byte by byte until the time is up keeps nobody waiting after that, nor itself."""
+
+    def script() -> float:
+        with opened(instrument, timeout=200) as meter:
+            meter.write("ECHO? abc")
+            got = b""
+            with contextlib.suppress(VisaIOError):
+                while True:
+                    got += meter.read_bytes(1)
+            assert got == b"abc\n"
+            began = time.monotonic()
+            meter.write("CONF:VOLT")
+            assert meter.query("ECHO? next") == "next"
+            return time.monotonic() - began
+
+    assert await run_old(script) < 1.5
+    began = trio.current_time()
+    assert await session.query("ECHO? 1") == "1"
+    assert trio.current_time() - began < 1.5
+
+
 async def test_unread_reply_is_dropped_by_the_next_question(
     instrument: Instrument, session: VisaSessionManager
 ) -> None:
@@ -331,6 +353,19 @@ async def test_block_that_is_written_asks_nothing(instrument: Instrument, sessio
     await run_old(lambda: meter.write("DATA #15MORE?;ECHO? both"))  # and here is a question behind one
     assert session.current_owner() == "old programs"
     await run_old(meter.close)
+
+
+async def test_forgotten_reply_of_which_half_has_come(instrument: Instrument, session: VisaSessionManager) -> None:
+    """The other half reaches nobody either."""
+
+    def script() -> None:
+        with opened(instrument) as meter:
+            meter.write("PIECES? 3 0.3 forgotten")
+            time.sleep(0.1)
+
+    await run_old(script)
+    for number in range(3):
+        assert await session.query(f"ECHO? {number}", 10) == str(number)
 
 
 async def test_two_questions_in_one_write(instrument: Instrument, session: VisaSessionManager) -> None:

@@ -141,7 +141,8 @@ def main():
 
 
 async def test_script_that_names_no_library(tmp_path: Path) -> None:
-    """Under `trio-daq run` a script that just makes a ResourceManager shares, and turns its output off at a Ctrl-C."""
+    """Under `trio-daq run` a script that just makes a ResourceManager, be it at its import, shares; and it turns its
+    output off at a Ctrl-C."""
     log = tmp_path / "log.jsonl"
     async with open_simulated_lab(log) as simulated:
         (tmp_path / "old_script.py").write_text(SCRIPT)

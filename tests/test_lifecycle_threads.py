@@ -149,6 +149,23 @@ async def run_with_bug() -> None:
         await trio.sleep_forever()
 
 
+async def test_an_error_that_was_raised_from_itself_is_a_failure_like_another():
+    """``raise error from error`` makes a circle of causes, in which the event loop of the lab must not go round."""
+
+    def measure() -> None:
+        try:
+            float("no number")
+        except ValueError as error:
+            raise error from error
+
+    async with lab() as manager:
+        await manager.start()
+        member = await manager.v2.spawn_thread(measure)
+        with trio.fail_after(5):
+            await member.done.wait()
+        assert (member.outcome, type(member.error)) == ("failed", ValueError)
+
+
 async def test_a_bug_in_a_thread_comes_out_of_the_block():
     """As with a task: everything is stopped, and the TypeError is raised bare."""
     with pytest.raises(TypeError, match="volt"):

@@ -374,10 +374,16 @@ async def test_shadow_of_nothing_agrees_on_nothing(caplog: pytest.LogCaptureFixt
         ({"new": "old"}, "name the channels"),
         ({"tolerance": {"relativ": 1}}, "relativ"),
         ({"tolerance": {"window": 0}}, "window"),
+        ({"tolerance": {"relative": "0.5 %"}}, "relative"),
+        ({"tolerance": 0.01}, "tolerance must be a table"),
+        ({"channels": ["voltage"]}, "channels must be a table"),
+        ({"channels": {"voltage": 1}}, "channels must be a table"),
+        ({"channels": {}}, "channels names none"),
+        ({"new": 3}, "new must be the id of a member"),
     ],
 )
 async def test_shadow_refuses_what_makes_no_sense(options: dict[str, Any], match: str) -> None:
-    """It is a ValueError before it listens."""
+    """It is a ValueError before it listens; a TypeError, which counts as a bug, would end the lab."""
     context = DriverContext(DataPublisher(DataDistributor(), "shadow"))
     with pytest.raises(ValueError, match=match):
         await shadow(context=context, **{"old": "old", "new": "new", **options})

@@ -14,7 +14,7 @@ _SHOWN = 10
 
 
 def _is_finite(_: object, attribute: attrs.Attribute[float], value: float) -> None:
-    if isinstance(value, bool) or not 0 <= value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
         raise ValueError(f"{attribute.name} must be a finite number, 0 or more, not {value!r}")
 
 
@@ -34,7 +34,7 @@ class Tolerance:
         within: Seconds that the readings of a pair may be apart.
 
     Raises:
-        ValueError: If one is negative, infinite or NaN, or the window is no whole number.
+        ValueError: If one is no number, negative, infinite or NaN, or the window is no whole number.
     """
 
     relative: float = attrs.field(default=0.005, validator=_is_finite)

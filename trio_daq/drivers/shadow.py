@@ -76,10 +76,9 @@ async def shadow(
 
     Raises:
         PublishTimeoutError: If a subscriber that may lose nothing had no room for 5 s.
-        ValueError: If *tolerance* makes no sense, or *old* and *new* are the same and no channels are named.
+        ValueError: If one of these makes no sense, or *old* and *new* are the same and no channels are named.
     """
-    if old == new and channels is None:
-        raise ValueError(f"old and new are both {old!r}; name the channels that are to be compared")
+    _check(old, new, channels)
     compare = _Channels(old, new, channels, _tolerance(tolerance))
     warned: set[str] = set()
 
@@ -133,9 +132,25 @@ class _Channels:
         self._routes[self._new, other].append((channel, comparison.add_new))
 
 
+def _check(old: object, new: object, channels: object) -> None:
+    """Refuse what is in a lab file by mistake: an error of another type would end the lab as a bug."""
+    for name, value in (("old", old), ("new", new)):
+        if not isinstance(value, str):
+            raise ValueError(f"{name} must be the id of a member, not {value!r}")
+    if channels is None:
+        if old == new:
+            raise ValueError(f"old and new are both {old!r}; name the channels that are to be compared")
+    elif not isinstance(channels, Mapping) or not all(isinstance(name, str) for name in channels.values()):
+        raise ValueError(f"channels must be a table such as {{ old_name = 'new_name' }}, not {channels!r}")
+    elif not channels:
+        raise ValueError("channels names none; leave it out to compare all that have the same name")
+
+
 def _tolerance(given: Tolerance | Mapping[str, Any] | None) -> Tolerance:
     if isinstance(given, Tolerance):
         return given
+    if given is not None and not isinstance(given, Mapping):
+        raise ValueError(f"tolerance must be a table such as {{ relative = 0.005 }}, not {given!r}")
     known = [field.name for field in attrs.fields(Tolerance)]
     if unknown := [key for key in given or {} if key not in known]:
         raise ValueError(f"tolerance has no {unknown[0]!r}; it has {', '.join(known)}")

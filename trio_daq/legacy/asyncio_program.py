@@ -23,6 +23,7 @@ from trio_daq.legacy.asyncio_host import AsyncioHost
 from trio_daq.legacy.asyncio_serial import AsyncioSerialDoor
 from trio_daq.legacy.asyncio_visa import AsyncioVisaDoor
 from trio_daq.legacy.host import DoorHost
+from trio_daq.legacy.origin import came_of
 from trio_daq.serialport import SharedSerialPort
 from trio_daq.sharing import SharedDevice
 from trio_daq.visa import VisaSessionManager
@@ -91,9 +92,7 @@ class AsyncioProgram:
         """Return whether *error*, which it raised, was raised from that by which it was told to stop."""
         if self._doors.has_caused(error):  # in a blocking call, which a door of another kind has interrupted
             return True
-        while error is not None and not isinstance(error, asyncio.CancelledError):
-            error = error.__cause__
-        return error is not None and self._host.is_stopping
+        return self._host.is_stopping and came_of(error, lambda origin: isinstance(origin, asyncio.CancelledError))
 
     def waiting_frames(self) -> tuple[FrameType, ...]:
         """Return where its main task waits, innermost first; nothing if it does not wait. For any thread."""

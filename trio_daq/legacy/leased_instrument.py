@@ -9,6 +9,7 @@ anybody's next command.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import AsyncIterator
 
 import attrs
@@ -17,7 +18,7 @@ import trio
 from trio_daq.errors import CommandTimeoutError, DaqError
 from trio_daq.legacy.host import Verbs
 from trio_daq.legacy.implicit_lease import Reply
-from trio_daq.visa import PendingRead, Transaction, VisaSessionManager, is_stream
+from trio_daq.visa import AROUND_BLOCK, PendingRead, Transaction, VisaSessionManager, is_stream
 from trio_daq.wire import definite_block_end
 
 _LAST_LOOK = 0.05
@@ -25,9 +26,6 @@ _LAST_LOOK = 0.05
 
 _LONG = 4096
 """Bytes without an end, from which on more is taken to come, whatever they are."""
-
-_HEAD = 100
-"""Bytes in which the header of a block ends, if a reply is one."""
 
 _TEXT = frozenset(b"\t\n\r" + bytes(range(0x20, 0x7F)))
 
@@ -61,20 +59,20 @@ class LeasedInstrument:
         self._is_unread = False
         self._owed = 0
         self._may_go_on = False
-        self._inside: int | None = None
-        self._head = b""
+        self._head, self._count, self._is_text = b"", 0, True
 
     async def write(self, data: bytes, timeout: float, asks: int) -> None:
         """Write *data*, with so many questions. Replies to what was written before may still be read after it."""
         behind, self._is_unread = self._is_unread, True
         self._owed += asks
+        self._head, self._count, self._is_text = b"", 0, True
         await self._transaction.write_raw(data, timeout, behind=behind)
 
-    async def read(self, timeout: float, longest: float, count: int) -> Piece:
-        """Return the next reply as it comes, or a piece of at least *count* bytes of it.
+    async def read(self, timeout: float, longest: float, count: int, until: bytes) -> Piece:
+        """Return what comes: a whole reply, or *count* bytes of it or more, or up to *until* or more.
 
-        Called again after a timeout it goes on waiting for the same one, which must come within *longest* seconds of
-        the first call.
+        Called again after a timeout it goes on waiting for the same, which must come within *longest* seconds of the
+        first call.
 
         Raises:
             CommandTimeoutError: If it did not come within *timeout* seconds.
@@ -82,7 +80,7 @@ class LeasedInstrument:
         """
         began = trio.current_time()
         if self._reading is None:
-            self._reading = self._transaction.submit_read(max(timeout, longest), count, self._inside)
+            self._reading = self._transaction.submit_read(max(timeout, longest), count, until)
         reading = self._reading
         try:
             with trio.move_on_after(timeout):
@@ -101,19 +99,28 @@ class LeasedInstrument:
         )
 
     def _settle(self, data: bytes) -> Reply:
-        left = self._inside or 0
-        if not left:  # it may be a block whose header comes in pieces
-            begun = self._head + data
-            left, self._head = definite_block_end(begun[:_HEAD]) - len(self._head), begun[:_HEAD]
-        left -= len(data)
-        is_ended = not self._is_stream or (left < 0 and data.endswith(self._termination))
-        if not is_ended and (left > 0 or (left < 0 and (len(data) >= _LONG or _TEXT.issuperset(data)))):
-            self._inside = max(0, left)
+        """Return how much of a reply has come with *data*."""
+        if not self._is_stream:
+            self._is_unread, self._owed = False, 0
+            return "whole"
+        self._head = (self._head + data)[:AROUND_BLOCK]
+        self._count += len(data)
+        self._is_text = self._is_text and _TEXT.issuperset(data)
+        of_block = definite_block_end(self._head)
+        if self._is_text and not of_block:
+            self._owed = max(0, self._owed - data.count(self._termination))
+        is_ended = self._count > of_block and data.endswith(self._termination)
+        if self._count < of_block or (not (of_block or is_ended) and (self._is_text or self._count >= _LONG)):
             return "part"
-        self._inside, self._head, self._may_go_on = None, b"", not is_ended
-        self._owed = max(0, self._owed - 1)
-        self._is_unread = self._owed > 0
-        return "whole" if is_ended else "enough"
+        is_whole = is_ended and (of_block > 0 or self._is_text)
+        if of_block or not self._is_text:
+            self._owed = max(0, self._owed - 1)
+        self._is_unread, self._may_go_on = self._owed > 0, not is_whole
+        if is_whole:
+            self._head, self._count, self._is_text = b"", 0, True
+        if self._owed:
+            return "part"
+        return "whole" if is_whole else "enough"
 
     async def read_stb(self, timeout: float) -> int:
         """Read the status byte."""
@@ -121,20 +128,22 @@ class LeasedInstrument:
 
     async def forget(self) -> None:
         """See to it that a reply which was asked for and not read reaches nobody."""
-        reading, self._reading = self._reading, None
         is_unread, looks = self._is_unread or self._may_go_on, max(1, self._owed)
-        self._is_unread, self._owed, self._may_go_on, self._inside, self._head = False, 0, False, None, b""
-        if reading is not None and self._transaction.give_up(reading):
-            return
-        if is_unread:
+        self._is_unread, self._owed, self._may_go_on = False, 0, False
+        if not self._stop_reading() and is_unread:
             with trio.CancelScope(shield=True), contextlib.suppress(DaqError):
                 for _ in range(looks):  # failing, it leaves the connection to be seen to
-                    await self._transaction.submit_read(_LAST_LOOK).wait()
+                    await self._transaction.submit_read(_LAST_LOOK, sys.maxsize, self._termination).wait()
 
     async def leave(self) -> None:
         """Leave nothing behind: no read that waits for what was not asked for, no rest of what had no end."""
         if self._reading is not None or self._may_go_on:
             await self.forget()
+
+    def _stop_reading(self) -> bool:
+        """Give up the read in hand, and return whether it had begun, so that the connection is seen to."""
+        reading, self._reading = self._reading, None
+        return reading is not None and self._transaction.give_up(reading)
 
     def verbs(self) -> Verbs:
         """Return what can be asked for."""

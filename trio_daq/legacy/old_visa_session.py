@@ -27,6 +27,8 @@ SHORTEST_LEASE = 5.0
 _MARK = re.compile(rb"[\r\n#]")
 _LONGEST_HEAD = 11
 """Bytes: ``#``, a digit, and nine digits (IEEE 488.2-1992, 8.7.9)."""
+_LONG = 4096
+"""Who asks for so many bytes means as many as come, and does not know how many that will be."""
 
 _SPREAD = 1.2
 """How many times longer a lease may be than it has to be."""
@@ -64,28 +66,26 @@ class OldVisaSession:
             interruption=interruption,
         )
         self._lock: Hold | None = None
-        self._questions = 0
         self._is_open = False  # a question, that is
-        self._is_part = False
-        self._reply = b""
-        self._read_so_far = 0
+        self._termination = session.config.read_termination.encode("latin-1")
+        self._has_end = not is_stream(session.resource)
+        self._came = bytearray()  # for this session alone, and not read yet
 
     def write(self, data: bytes) -> None:
         """Write *data*, and return when the instrument was given it."""
         with self._turn:
             asks = sum(self._is_answered(message.decode("latin-1")) for message in _messages(data))
-            if not is_stream(self._session.resource):
+            if self._has_end:
                 asks = min(asks, 1)  # one message is answered by one
             if asks:
                 self.clear()
             job = Job("write", (data, self.timeout, asks), {}, self.timeout)
-            self._questions += asks
             self._is_open = self._is_open or asks > 0  # at once: it may be sent although this raises, as at a stop
             if self._lock is not None:
                 self._lock.call(job)
             else:
                 self._lease.linger = self._next_lease()
-                self._lease.write(job, asks=asks)
+                self._lease.write(job, asks=min(asks, 1))  # it is told when all are answered
 
     def trigger(self) -> None:
         """Write ``*TRG``."""
@@ -105,26 +105,31 @@ class OldVisaSession:
             termination: A byte behind which reading stops, if it is not None.
         """
         with self._turn:
-            if self._read_so_far >= len(self._reply):
-                self._reply, self._read_so_far = self._next_piece(count), 0
-            end = min(len(self._reply), self._read_so_far + count)
-            if termination is not None and (at := self._reply.find(termination, self._read_so_far, end)) >= 0:
-                end = at + len(termination)
-            data = self._reply[self._read_so_far : end]
-            self._read_so_far = end
-            return data, end == len(self._reply) and not self._is_part
+            until = termination or (self._termination if count >= _LONG else b"")
+            while True:
+                if termination is not None and (at := self._came.find(termination, 0, count)) >= 0:
+                    return self._take(at + 1), False
+                if len(self._came) >= count:
+                    return self._take(count), False
+                if self._came and (self._has_end or (termination is None and until and self._came.endswith(until))):
+                    return self._take(len(self._came)), True
+                self._came += self._next_piece(count - len(self._came), until)
+
+    def _take(self, count: int) -> bytes:
+        data = bytes(self._came[:count])
+        del self._came[:count]
+        return data
 
     def clear(self) -> None:
         """Forget what was asked and what was answered. No command of anybody else is touched."""
         with self._turn:
-            self._reply, self._read_so_far = b"", 0
+            self._came.clear()
             if self._is_open:
                 if self._lock is not None:
                     self._lock.call(Job("forget"))
                 else:
                     self._lease.give_back()
-            self._is_open = self._is_part = False  # last, as a KeyboardInterrupt may come anywhere
-            self._questions = 0
+            self._is_open = False  # last, as a KeyboardInterrupt may come anywhere
 
     def lock(self, timeout: float) -> None:
         """Have the instrument until `unlock`: nobody else's command comes between."""
@@ -139,7 +144,7 @@ class OldVisaSession:
         """Give the instrument back, if it was locked."""
         with self._turn:
             lock, self._lock = self._lock, None
-            failed, self._is_open, self._is_part, self._questions = self._is_open, False, False, 0
+            failed, self._is_open = self._is_open, False
             if lock is not None:
                 lock.leave(failed=failed)
 
@@ -161,8 +166,8 @@ class OldVisaSession:
         # Two threads that wait for each other's instruments must not give them up at the same moment.
         return self._longest * random.uniform(1.0, _SPREAD)  # noqa: S311 - it keeps no secret
 
-    def _next_piece(self, count: int) -> bytes:
-        job = Job("read", (self.timeout, self._longest, count), {}, self.timeout)
+    def _next_piece(self, count: int, until: bytes) -> bytes:
+        job = Job("read", (self.timeout, self._longest, count, until), {}, self.timeout)
         self._is_open = True
         piece: Piece
         if self._lock is not None:
@@ -170,10 +175,7 @@ class OldVisaSession:
         else:
             self._lease.linger = self._next_lease()
             piece = self._lease.read(job, lambda piece: piece.reply)
-        self._is_part = piece.reply == "part"
-        if not self._is_part:
-            self._questions = max(0, self._questions - 1)
-        self._is_open = self._is_part or self._questions > 0
+        self._is_open = piece.reply == "part"
         return piece.data
 
 

@@ -1,6 +1,8 @@
 """Old code above PyVISA, unchanged but for the name of the library, on an instrument that it shares."""
 
 import contextlib
+import ctypes
+import random
 import struct
 import threading
 import time
@@ -339,6 +341,76 @@ async def test_question_that_a_stop_interrupts(instrument: Instrument, nursery: 
     assert replies == ["cleaned up"]
 
 
+async def test_block_that_is_written_asks_nothing(instrument: Instrument, session: VisaSessionManager) -> None:
+    """Whatever its bytes look like: the instrument is anybody's right after it."""
+    meter = await run_old(lambda: opened(instrument))
+    await run_old(lambda: meter.write_binary_values("DATA ", b"READ?\nREAD?\n" * 50, datatype="B"))
+    await run_old(lambda: meter.write("DATA #15MORE?"))
+    began = trio.current_time()
+    with trio.fail_after(3):
+        async with session.transaction("new", 3):
+            assert trio.current_time() - began < 1
+    await run_old(lambda: meter.write("DATA #15MORE?;ECHO? both"))  # and here is a question behind one
+    assert session.current_owner() == "old programs"
+    await run_old(meter.close)
+
+
+async def test_two_questions_in_one_write(instrument: Instrument, session: VisaSessionManager) -> None:
+    """Each reply is the script's own, however late the second one is; what it leaves of them reaches nobody."""
+
+    def script() -> None:
+        with opened(instrument) as meter:
+            meter.write("ECHO? one\nWAIT? 0.2 two")
+            assert meter.read() == "one"
+            time.sleep(0.1)
+            assert meter.read() == "two"
+            assert meter.query("ECHO? one\nWAIT? 0.2 left") == "one"
+            assert meter.query("ECHO? next") == "next"
+            meter.write("ECHO? both\nWAIT? 0.2 left")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run_old, script)
+        for number in range(20):
+            assert await session.query(f"ECHO? {number}", 10) == str(number)
+            await trio.sleep(0.02)
+
+
+async def test_interrupt_at_any_moment_of_a_script(instrument: Instrument, session: VisaSessionManager) -> None:
+    """A KeyboardInterrupt that the script survives costs neither it nor others a wrong reply."""
+    wrong: list[Any] = []
+    has_ended = threading.Event()
+
+    def interrupt(thread: int) -> None:
+        draw = random.Random(1)
+        while not has_ended.wait(draw.uniform(0.0005, 0.006)):
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(KeyboardInterrupt))
+
+    def script() -> None:
+        meter = opened(instrument, timeout=1000)
+        threading.Thread(target=interrupt, args=(threading.get_ident(),)).start()
+        number, until = 0, time.monotonic() + 3
+        while time.monotonic() < until:
+            with contextlib.suppress(KeyboardInterrupt):
+                number += 1
+                if (reply := meter.query(f"ECHO? old {number}")) != f"old {number}":
+                    wrong.append((number, reply))
+                for _ in range(100):
+                    pass
+        while not has_ended.is_set():
+            with contextlib.suppress(KeyboardInterrupt):
+                has_ended.set()
+        with contextlib.suppress(KeyboardInterrupt):
+            time.sleep(0.05)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run_old, script)
+        while not has_ended.is_set():
+            if (reply := await session.query("ECHO? new", 10)) != "new":
+                wrong.append(reply)
+            await trio.sleep(0.005)
+    assert not wrong
+
+
 async def test_read_in_vain(instrument: Instrument, session: VisaSessionManager) -> None:
     """Where nothing was asked a read takes the instrument for its own timeout, and tells nothing about later writes."""
 
@@ -434,6 +506,7 @@ async def test_errors_have_the_codes_of_visa(instrument: Instrument, session: Vi
         assert code_of(meter.read)[0] == StatusCode.error_timeout  # nothing was asked
         assert meter.query("ECHO? 1") == "1"
         assert code_of(lambda: meter.get_visa_attribute(0x3FFF0012))[0] == StatusCode.error_nonsupported_attribute
+        assert code_of(lambda: meter.implementation_version)[0] == StatusCode.error_nonsupported_attribute
         assert code_of(lambda: meter.set_visa_attribute(0xBFFF0001, "x"))[0] == StatusCode.error_attribute_read_only
         assert code_of(meter.read_stb)[0] == StatusCode.error_nonsupported_operation
         handle = meter.session

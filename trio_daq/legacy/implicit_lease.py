@@ -5,10 +5,11 @@ ports nor sessions, only what a call meant: it wrote, it read, it looked, or it 
 
 The rule: whoever has written something that asks has the line until its reply is read, until it clears or closes, or
 for `linger` seconds after its last write or read. If a reply is still due then, the block fails, and so the line is
-made clean before its next owner. A read tells that what was written before it is answered, whatever it looked like
-(unless that asked: it tells no more then): from then on the line is kept after every write. What is not kept is given
-back a moment later rather than at once, since only the next call of the thread says whether a reply, or one more line
-of it, was expected. A write after a reply begins an exchange of its own, before which others have their turn.
+made clean before its next owner. A read tells that what was written before it is answered, whatever it looked like:
+from then on the line is kept after every write. (After a question it tells nothing: it is in vain, or too late.) What
+is not kept is given back a moment later rather than at once, since only the next call of the thread says whether a
+reply, or one more line of it, was expected. A write after a reply begins an exchange of its own, before which others
+have their turn, and so does one after a write that raised: that may have been sent all the same.
 
 A lease belongs to no thread for the lock order and for circles of waits: old code that asks one instrument and then
 another must not be refused, and who waits in a circle waits for `linger` seconds at most.
@@ -93,6 +94,7 @@ class ImplicitLease(Generic[_T]):
         self._interruption = interruption
         self._is_answered = False
         self._is_telling = moment > 0  # where a reply does not tell its end, what listens at first means to go on so
+        self._exchange = 0  # counted by the threads; what is written in one is not answered in another
         self._longest = 0.0
         self._term: _Term | None = None
         self._taking = trio.Lock()
@@ -108,7 +110,7 @@ class ImplicitLease(Generic[_T]):
         try:
             return self._call(job, "write", functools.partial(self._after_write, asks, goes_on))
         except BaseException:
-            self._host.tell(self._part)
+            self._exchange += 1  # it may have been sent, and no reply to it is to be read after the next write
             raise
 
     def read(self, job: Job, brought: Callable[[Any], Reply]) -> Any:
@@ -135,22 +137,18 @@ class ImplicitLease(Generic[_T]):
 
     def give_back(self) -> None:
         """Give the line back, if there is one; dirty, if a reply is due. It does not wait, and any thread may call."""
+        self._exchange += 1  # what was posted and is not done yet belongs to a term of its own
         self._host.tell(lambda: self._end(self._term))
-
-    def _part(self) -> None:
-        """See to it that no reply to a write that raised is read after the next one, though it may have been sent."""
-        if self._term is not None:
-            self._term.joins = False
 
     def _call(self, job: Job, kind: _Kind, settle: _Settle) -> Any:
         self._longest = max(self._longest, job.patience)  # another thread's call may be before this one
         patience = self._patience + job.patience + self._longest
-        step = functools.partial(self._step, job, kind, settle)
+        step = functools.partial(self._step, job, kind, settle, self._exchange)
         return self._host.post(self._resource, step, patience, interruption=self._interruption, heed=job.heed)
 
     # --- in the Trio thread ------------------------------------------------------------------------------------------
 
-    async def _step(self, job: Job, kind: _Kind, settle: _Settle, done: Future[Any]) -> None:
+    async def _step(self, job: Job, kind: _Kind, settle: _Settle, exchange: int, done: Future[Any]) -> None:
         while True:
             if self._term is None and kind == "clear":
                 done.set_result(None)
@@ -159,6 +157,10 @@ class ImplicitLease(Generic[_T]):
             async with term.turn:
                 if kind == "write" and not term.joins:  # others may come in between two exchanges
                     term.is_due = term.is_due and not term.is_heard
+                    self._end(term)
+                if term.is_new:
+                    term.exchange = exchange
+                elif term.exchange != exchange and kind in ("write", "read"):
                     self._end(term)
                 if not term.is_over and not term.idle.cancel_called:
                     done.set_result(await self._work(term, job, kind, settle))
@@ -304,6 +306,7 @@ class _Term:
         goes_on: What was written last was a piece, and the rest is to follow.
         joins: The next write goes on in it. Otherwise it begins an exchange of its own, in a new one.
         is_over: It has been ended.
+        exchange: The exchange whose calls it serves.
     """
 
     def __init__(self, verbs: Verbs) -> None:
@@ -314,7 +317,7 @@ class _Term:
         self.used_at = -math.inf
         self.wrote = self.has_asked = self.is_due = self.is_heard = self.goes_on = self.is_over = False
         self.joins = True
-        self.open_questions = 0
+        self.open_questions = self.exchange = 0
 
     @property
     def is_new(self) -> bool:

@@ -56,13 +56,15 @@ class LeasedInstrument:
         self._is_stream = is_stream(config.resource)
         self._reading: PendingRead | None = None
         self._is_unread = False
+        self._owed = 0
         self._may_go_on = False
-        self._head, self._count, self._is_text = b"", 0, True
+        self._head, self._count, self._is_text, self._ends = b"", 0, True, 0
 
-    async def write(self, data: bytes, timeout: float) -> None:
-        """Write *data*. Replies to what was written before may still be read after it."""
+    async def write(self, data: bytes, timeout: float, asks: int) -> None:
+        """Write *data*, with so many questions. Replies to what was written before may still be read after it."""
         behind, self._is_unread = self._is_unread, True
-        self._head, self._count, self._is_text = b"", 0, True
+        self._owed = self._owed + asks if behind else asks
+        self._head, self._count, self._is_text, self._ends = b"", 0, True, 0
         await self._transaction.write_raw(data, timeout, behind=behind)
 
     async def read(self, timeout: float, longest: float, count: int, until: bytes) -> Piece:
@@ -107,10 +109,13 @@ class LeasedInstrument:
         is_ended = self._count > of_block and data.endswith(self._termination)
         if self._count < of_block or (not (of_block or is_ended) and (self._is_text or self._count >= _LONG)):
             return "part"
+        self._ends += data.count(self._termination) if self._is_text else is_ended
         is_whole = is_ended and (of_block > 0 or self._is_text)
+        if is_whole and self._ends < self._owed:  # several were asked for in one go
+            return "part"
         self._is_unread, self._may_go_on = False, not is_whole
         if is_whole:
-            self._head, self._count, self._is_text = b"", 0, True
+            self._head, self._count, self._is_text, self._ends, self._owed = b"", 0, True, 0, 0
         return "whole" if is_whole else "enough"
 
     async def read_stb(self, timeout: float) -> int:
@@ -119,24 +124,20 @@ class LeasedInstrument:
 
     async def forget(self) -> None:
         """See to it that a reply which was asked for and not read reaches nobody."""
-        is_unread, self._is_unread = self._is_unread or self._may_go_on, False
-        self._may_go_on = False
-        if not self._stop_reading() and is_unread:
+        reading, self._reading = self._reading, None
+        is_unread, looks = self._is_unread or self._may_go_on, max(1, self._owed)
+        self._is_unread, self._owed, self._may_go_on = False, 0, False
+        if reading is not None and self._transaction.give_up(reading):
+            return
+        if is_unread:
             with trio.CancelScope(shield=True), contextlib.suppress(DaqError):
-                # Failing, it leaves the connection to be seen to.
-                await self._transaction.submit_read(_LAST_LOOK).wait()
+                for _ in range(looks):  # failing, it leaves the connection to be seen to
+                    await self._transaction.submit_read(_LAST_LOOK).wait()
 
     async def leave(self) -> None:
         """Leave nothing behind: no read that waits for what was not asked for, no rest of what had no end."""
         if self._reading is not None or self._may_go_on:
             await self.forget()
-
-    def _stop_reading(self) -> bool:
-        """Give up the read in hand, and return whether there was one."""
-        reading, self._reading = self._reading, None
-        if reading is not None:
-            self._transaction.give_up()
-        return reading is not None
 
     def verbs(self) -> Verbs:
         """Return what can be asked for."""

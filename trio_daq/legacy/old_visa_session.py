@@ -11,6 +11,7 @@ read when the next question is asked is dropped, as an instrument drops it (IEEE
 from __future__ import annotations
 
 import random
+import re
 import threading
 
 from trio_daq.legacy.hold import Hold
@@ -18,13 +19,16 @@ from trio_daq.legacy.host import DoorHost, Interruption, Job
 from trio_daq.legacy.implicit_lease import ImplicitLease
 from trio_daq.legacy.leased_instrument import LeasedInstrument, Piece, lease_instrument
 from trio_daq.visa import VisaSessionManager, is_stream
-from trio_daq.wire import reply_rule
+from trio_daq.wire import definite_block_end, reply_rule
 
 SHORTEST_LEASE = 5.0
 """Seconds for which an open question keeps the instrument at least, counted from the last call of the old code."""
 
 _LONG = 4096
 """Who asks for so many bytes means as many as come, and does not know how many that will be."""
+_MARK = re.compile(rb"[\r\n#]")
+_LONGEST_HEAD = 11
+"""Bytes: ``#``, a digit, and nine digits (IEEE 488.2-1992, 8.7.9)."""
 
 _SPREAD = 1.2
 """How many times longer a lease may be than it has to be."""
@@ -70,16 +74,18 @@ class OldVisaSession:
     def write(self, data: bytes) -> None:
         """Write *data*, and return when the instrument was given it."""
         with self._turn:
-            asks = any(self._is_answered(line) for line in data.decode("latin-1").splitlines() if line.strip())
+            asks = sum(self._is_answered(message.decode("latin-1")) for message in _messages(data))
+            if not is_stream(self._session.resource):
+                asks = min(asks, 1)  # one message is answered by one
             if asks:
                 self.clear()
-            job = Job("write", (data, self.timeout), {}, self.timeout)
-            self._is_open = self._is_open or asks  # at once: it may be sent although this raises, as at a stop
+            job = Job("write", (data, self.timeout, asks), {}, self.timeout)
+            self._is_open = self._is_open or asks > 0  # at once: it may be sent although this raises, as at a stop
             if self._lock is not None:
                 self._lock.call(job)
             else:
                 self._lease.linger = self._next_lease()
-                self._lease.write(job, asks=asks)
+                self._lease.write(job, asks=min(asks, 1))
 
     def trigger(self) -> None:
         """Write ``*TRG``."""
@@ -119,11 +125,11 @@ class OldVisaSession:
         with self._turn:
             self._came.clear()
             if self._is_open:
-                self._is_open = False
                 if self._lock is not None:
                     self._lock.call(Job("forget"))
                 else:
                     self._lease.give_back()
+            self._is_open = False  # last, as a KeyboardInterrupt may come anywhere
 
     def lock(self, timeout: float) -> None:
         """Have the instrument until `unlock`: nobody else's command comes between."""
@@ -171,3 +177,17 @@ class OldVisaSession:
             piece = self._lease.read(job, lambda piece: piece.reply)
         self._is_open = piece.reply == "part"
         return piece.data
+
+
+def _messages(data: bytes) -> list[bytes]:
+    """Cut what is written at its line ends, but not at those inside a definite block."""
+    messages, begin, at = [], 0, 0
+    while (found := _MARK.search(data, at)) is not None:
+        at = found.end()
+        if found[0] == b"#":
+            at = max(at, found.start() + definite_block_end(data[found.start() : found.start() + _LONGEST_HEAD]))
+        else:
+            messages.append(data[begin:at])
+            begin = at
+    messages.append(data[begin:])
+    return [message for message in messages if message.strip()]

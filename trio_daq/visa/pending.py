@@ -79,3 +79,7 @@ class PendingRead:
             DaqError: As all verbs do.
         """
         return (await self._order.wait(abandon=False))[0]
+
+    def abandon(self) -> None:
+        """Take it back, as `PendingReply.cancel` does."""
+        self._order.abandon()

@@ -104,12 +104,18 @@ class Transaction(CommandVerbs):
         self._put(order, wait=False)
         return PendingRead(order)
 
-    def give_up(self) -> None:
-        """Give up the command in flight, if it is of this transaction, and do not wait for what may still come."""
+    def give_up(self, reading: PendingRead) -> bool:
+        """Give up a read, and do not wait for what may still come.
+
+        Returns:
+            Whether it had begun, so that the connection is seen to. If not, what it was to read is still owed.
+        """
         in_flight = self._link.in_flight
-        if in_flight is not None and in_flight.bond is self._bond:
-            in_flight.abandon()
+        has_begun = in_flight is not None and in_flight.bond is self._bond
+        reading.abandon()
+        if has_begun:
             self._link.give_up()
+        return has_begun
 
     @trio.lowlevel.enable_ki_protection
     def __aexit__(

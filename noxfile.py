@@ -9,7 +9,17 @@ nox.options.sessions = ["lint", "typing", "tests"]
 nox.options.error_on_external_run = True
 nox.options.default_venv_backend = "venv"
 
-BENCHMARKS = ["serial.py", "visa.py", "actors.py"]
+BENCHMARKS = ["serial.py", "visa.py", "actors.py", "legacy.py"]
+
+LEGACY_TESTS = [
+    "tests/test_legacy_pymeasure.py",
+    "tests/test_legacy_pymeasure_serial.py",
+    "tests/test_legacy_pymeasure_drivers.py",
+    "tests/test_legacy_qcodes_drivers.py",
+    "tests/test_legacy_scripts.py",
+    "tests/test_legacy_soup.py",
+]
+"""Those that need what the dependency group ``legacy`` has."""
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 
@@ -61,12 +71,11 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def legacy(session: nox.Session) -> None:
-    """Old programs as they are, above the doors: a hundred stops of a PyMeasure worker."""
+    """Old programs as they are, on shared lines: stops, drivers, 5000 questions of a soup; and what a query costs."""
     session.install(".", *group("test"), *group("legacy"))
-    stops = {"TRIO_DAQ_INSTALLED": "1", "TRIO_DAQ_PYMEASURE_STOPS": "100"}
-    session.run(
-        "pytest", "tests/test_legacy_pymeasure.py", "tests/test_legacy_pymeasure_serial.py", *session.posargs, env=stops
-    )
+    long = {"TRIO_DAQ_INSTALLED": "1", "TRIO_DAQ_PYMEASURE_STOPS": "100", "TRIO_DAQ_SOUP_COMMANDS": "5000"}
+    session.run("pytest", *LEGACY_TESTS, *session.posargs, env=long)
+    session.run("python", "-P", str(Path("benchmarks", "legacy.py")), "--quick")
 
 
 @nox.session

@@ -195,6 +195,17 @@ async def test_a_read_tells_that_commands_are_answered(lab: Lab) -> None:
     assert await in_thread(lab.old.read) == b"b OK"
 
 
+async def test_a_read_that_is_too_late_tells_nothing(lab: Lab) -> None:
+    """What was asked last was a question: that no reply to it is there is no sign that commands are answered."""
+    await in_thread(lab.old.write, b"POS? forgotten")
+    await trio.sleep(2 * LINGER)
+    with pytest.raises(TimeoutError):
+        await in_thread(lab.old.read, 0.05)
+    await in_thread(lab.old.write, b"SHUT 1")
+    await trio.sleep(LINGER / 2)
+    assert lab.port.current_owner() is None
+
+
 async def test_a_read_without_a_line_takes_one(lab: Lab) -> None:
     """It waits for what may come, gives the line back, and makes the object keep it after each write."""
     with pytest.raises(TimeoutError):
@@ -300,6 +311,22 @@ async def test_stop_interrupts_a_read_and_serves_the_way_out(lab: Lab) -> None:
     assert notes[0] - asked_at < 0.25
     await lab.wait_for_commands(lambda commands: commands[-1] == "SHUT 0")
     assert await lab.ask(b"SHUT?") == b"0"
+
+
+async def test_reply_to_a_question_that_a_stop_interrupts_answers_no_other(lab: Lab) -> None:
+    """It is written first, and then raises; what the way out asks after it gets its own reply."""
+    got: list[bytes] = []
+
+    def script() -> None:
+        with pytest.raises(DoorInterruptedError):
+            lab.old.write(b"POS? measured")
+        got.append(lab.old.query(b"POS? left"))
+
+    async with trio.open_nursery() as nursery, lab.port.acquire("new", timeout=1.0):
+        nursery.start_soon(in_thread, script)
+        await trio.sleep(0.1)
+        lab.host.interrupt()
+    assert [reply.split()[0] for reply in got] == [b"left"]
 
 
 async def test_nothing_is_taken_after_the_end_of_the_member(lab: Lab) -> None:

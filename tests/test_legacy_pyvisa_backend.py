@@ -216,6 +216,28 @@ async def test_late_reply_is_read_by_a_second_read(instrument: Instrument, sessi
     assert await session.query("ECHO? 1") == "1"
 
 
+async def test_reading_until_nothing_comes(instrument: Instrument, session: VisaSessionManager) -> None:
+    """A driver that reads byte by byte until the time is up keeps nobody waiting after that, nor itself."""
+
+    def script() -> float:
+        with opened(instrument, timeout=200) as meter:
+            meter.write("ECHO? abc")
+            got = b""
+            with contextlib.suppress(VisaIOError):
+                while True:
+                    got += meter.read_bytes(1)
+            assert got == b"abc\n"
+            began = time.monotonic()
+            meter.write("CONF:VOLT")
+            assert meter.query("ECHO? next") == "next"
+            return time.monotonic() - began
+
+    assert await run_old(script) < 1.5
+    began = trio.current_time()
+    assert await session.query("ECHO? 1") == "1"
+    assert trio.current_time() - began < 1.5
+
+
 async def test_unread_reply_is_dropped_by_the_next_question(
     instrument: Instrument, session: VisaSessionManager
 ) -> None:
@@ -234,6 +256,105 @@ async def test_unread_reply_is_dropped_by_the_next_question(
             assert meter.query("ECHO? last") == "last"
 
     await run_old(script)
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "read", "unended"),
+    [
+        ("0123456789 all of this", 5, 3, False),
+        ("#210abcdefghij", 1, 1, False),
+        ("#210abcdefghij", 3, 2, False),
+        ("#210abcdefghij", 8, 6, False),
+        ("#210abcdefghij", 14, 14, False),  # and the termination comes by itself
+        ("\x01\x02\x03\x04\x05\x06", 3, 2, True),
+    ],
+)
+async def test_rest_of_a_reply_reaches_nobody_else(
+    instrument: Instrument, session: VisaSessionManager, text: str, first: int, read: int, unended: bool
+) -> None:
+    """A script that has read some of a reply, when not all had come, leaves nothing of it to others."""
+    instrument.unended = unended
+
+    def script() -> None:
+        with opened(instrument) as meter:
+            for _ in range(2):
+                meter.write(f"PIECES? {first} 0.1 {text}")
+                assert meter.read_bytes(read) == text[:read].encode()
+                time.sleep(0.05)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run_old, script)
+        for number in range(20):
+            assert await session.query(f"ECHO? {number}", 10) == str(number)
+            await trio.sleep(0.01)
+
+
+async def test_reply_in_pieces_is_read_piece_by_piece(instrument: Instrument, session: VisaSessionManager) -> None:
+    """However it is cut, and whatever time the script takes between two reads, it gets the whole of it."""
+
+    def script() -> None:
+        with opened(instrument) as meter:
+            meter.write("PIECES? 3 0.1 #210abcdefghij")
+            pieces = []
+            for count in (2, 2, 10, 1):
+                pieces.append(meter.read_bytes(count))
+                time.sleep(0.05 if count < 10 else 0)
+            assert pieces == [b"#2", b"10", b"abcdefghij", b"\n"]
+            meter.chunk_size = 7
+            for text in ("0123456789 all of this", "0123456"):
+                assert meter.query(f"PIECES? 9 0.1 {text}") == text
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run_old, script)
+        for number in range(10):
+            assert await session.query(f"ECHO? {number}", 10) == str(number)
+
+
+async def test_question_that_a_stop_interrupts(instrument: Instrument, nursery: trio.Nursery) -> None:
+    """It was sent, since a write is done first; what the clean-up asks after it is not answered by its reply."""
+    config = VisaSessionConfig(resource=instrument.resource, transport=instrument.transport)
+    async with VisaSessionManager(config) as session:
+        directory = offer(session)
+        await nursery.start(directory.serve)
+        begun = threading.Event()
+
+        def script() -> str:
+            with opened(instrument) as meter:
+                begun.set()
+                with pytest.raises(VisaIOError, match="VI_ERROR_ABORT"):
+                    meter.write("ECHO? measured")
+                return str(meter.query("ECHO? cleaned up"))
+
+        async with trio.open_nursery() as threads:
+            replies: list[str] = []
+
+            async def old() -> None:
+                replies.append(await run_old(script))
+
+            async with session.transaction("new", 5):
+                threads.start_soon(old)
+                await wait_until(begun.is_set)
+                await trio.sleep(0.1)
+                directory.host.interrupt()
+    assert replies == ["cleaned up"]
+
+
+async def test_read_in_vain(instrument: Instrument, session: VisaSessionManager) -> None:
+    """Where nothing was asked a read takes the instrument for its own timeout, and tells nothing about later writes."""
+
+    def read_in_vain(meter: Any) -> None:
+        with pytest.raises(VisaIOError, match="VI_ERROR_TMO"):
+            meter.read()
+
+    meter = await run_old(lambda: opened(instrument, timeout=100))
+    for before in (lambda: None, lambda: meter.query("ECHO? read")):
+        await run_old(before)
+        await run_old(lambda: read_in_vain(meter))
+        began = trio.current_time()
+        assert await session.query("ECHO? 1", 10) == "1"
+        await run_old(lambda: meter.write("CONF:VOLT"))
+        assert await session.query("ECHO? 2", 10) == "2"
+        assert trio.current_time() - began < 2
 
 
 async def test_replies_to_what_looks_like_no_question(instrument: Instrument, session: VisaSessionManager) -> None:
@@ -365,6 +486,8 @@ async def test_no_lab_no_instrument(instrument: Instrument) -> None:
         await nursery.start(offer(session).serve)
         meter = await run_old(lambda: opened(instrument))
         nursery.cancel_scope.cancel()
+    with pytest.raises(VisaIOError, match="VI_ERROR_CONN_LOST"):  # this thread had the event loop, and is free again
+        meter.query("*IDN?")
     began = time.monotonic()
     with pytest.raises(VisaIOError) as caught:
         await run_old(lambda: meter.query("*IDN?"))

@@ -127,8 +127,10 @@ SCRIPT = """
 import pyvisa
 from old_settings import RESOURCE
 
+manager = pyvisa.ResourceManager()  # as many have it: when the script is imported, before there is a lab
+
 def main():
-    meter = pyvisa.ResourceManager().open_resource(RESOURCE, read_termination="\\n", write_termination="\\n")
+    meter = manager.open_resource(RESOURCE, read_termination="\\n", write_termination="\\n")
     print(meter.query("*IDN?"), meter.visalib.library_path, flush=True)
     try:
         while True:
@@ -139,7 +141,8 @@ def main():
 
 
 async def test_script_that_names_no_library(tmp_path: Path) -> None:
-    """Under `trio-daq run` a script that just makes a ResourceManager shares, and turns its output off at a Ctrl-C."""
+    """Under `trio-daq run` a script that just makes a ResourceManager, be it at its import, shares; and it turns its
+    output off at a Ctrl-C."""
     log = tmp_path / "log.jsonl"
     async with open_simulated_lab(log) as simulated:
         (tmp_path / "old_script.py").write_text(SCRIPT)

@@ -323,13 +323,14 @@ def open_files() -> list[str]:
 async def test_a_lab_stops_in_time_and_in_order_whatever_hangs(tmp_path: Path) -> None:
     """Random labs with blocked threads, hung tasks and actors, frozen instruments and cancelled callers."""
     outcomes: list[Outcome] = []
+    others = {thread.ident for thread in threading.enumerate()}  # which earlier tests have left behind
     async with open_simulated_lab(tmp_path / "log.jsonl") as simulated:
         before: list[str] | None = None
         for seed in range(FIRST_SEED, FIRST_SEED + RUNS):
             print(f"seed {seed}", flush=True)
             with trio.fail_after(60):
                 outcomes.append(await run_one(seed, simulated))
-                await wait_threads_gone()
+                await wait_threads_gone(others)
             gc.collect()
             left = [name for name in open_files() if name.startswith(("/dev/pts", "socket:", "pipe:", "anon_inode"))]
             before = before if before is not None else left
@@ -337,9 +338,9 @@ async def test_a_lab_stops_in_time_and_in_order_whatever_hangs(tmp_path: Path) -
     tell(outcomes)
 
 
-async def wait_threads_gone() -> None:
+async def wait_threads_gone(others: set[int | None]) -> None:
     with trio.fail_after(20):
-        while any(" #" in thread.name for thread in threading.enumerate()):  # noqa: ASYNC110 - they are not ours
+        while any(" #" in one.name and one.ident not in others for one in threading.enumerate()):  # noqa: ASYNC110
             await trio.sleep(0.01)
 
 

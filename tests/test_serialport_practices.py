@@ -578,7 +578,7 @@ async def test_defect_5_a_read_that_was_given_up_reads_no_more(pty_lab: PtyLab) 
             with pytest.raises(ExchangeTimeoutError):
                 await guard.query(b"late", timeout=0.05)
         assert trio.current_time() - began < 1.5
-        assert threading.active_count() == threads
+        assert threading.active_count() <= threads
         assert await ask(pty_lab.port, "next", b"%d" % number) == b"re %d" % number
 
 

@@ -224,8 +224,10 @@ async def test_cancelled_while_it_is_recognised(socket: Socket) -> None:
         with trio.move_on_after(0.0001):
             await ask(port, "hasty", b"never")
     assert await ask(port, "bob", b"b") == b"re b"
-    assert socket.asked[-2:] == [b"slow", b"b"]
-    assert b"never" not in socket.asked
+    # On a busy computer a hasty one may be through with it before the time is looked at.
+    commands = [asked for asked in socket.asked if asked != b"slow"]
+    assert commands in ([b"b"], [b"never", b"b"])
+    assert socket.asked[socket.asked.index(commands[0]) - 1] == b"slow"
     await port.aclose()
 
 

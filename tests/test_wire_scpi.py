@@ -43,6 +43,8 @@ QUERIES = [
     "SOUR2:VOLT? MAX",
     "FREQ? ;",
     "a?",
+    "TRCB?1,0,4",
+    "OUTP?1",
 ]
 
 COMMANDS = [

@@ -41,7 +41,8 @@ class Instrument:
     """What it answers.
 
     ``ECHO? X`` and ``ECHO X``: X. ``WAIT? SECONDS X``: X after a while. ``COUNT? SECONDS``: after a while, how often it
-    was asked that. ``SAY X``: X, although it is no query. ``TWICE? X``: X, two times in one go. ``MUTE?``: nothing.
+    was asked that. ``SAY X``: X, although it is no query. ``PIECES? COUNT SECONDS X``: COUNT bytes of X, and the rest
+    after a while; with `unended`, without a termination. ``TWICE? X``: X, two times in one go. ``MUTE?``: nothing.
     ``DROP?``: the end of the connection. ``LAST? X``: X, and the end of the connection. ``print(X)``: X. ``FLOOD``:
     lines without an end. ``*OPC`` and ``*ESR?``: as in IEEE 488.2, an operation takes `busy_for`. ``BOGUS``: an error
     for the queue that ``SYST:ERR?`` reads. `answers` has what else it answers; the rest it takes in silence.
@@ -57,6 +58,7 @@ class Instrument:
         self.delay = 0.0
         self.busy_for = 0.0
         self.farewell = 0.0
+        self.unended = False
         self.errors: deque[str] = deque()
         self._counted = 0
         self._complete_at = float("inf")
@@ -100,6 +102,13 @@ class Instrument:
                         if taken.command == "FLOOD":
                             while True:
                                 await stream.send_all(b"noise\n" * 1000)
+                        if taken.command.startswith("PIECES?"):
+                            _, count, seconds, text = taken.command.split(" ", 3)
+                            data = text.encode("latin-1") + (b"" if self.unended else b"\n")
+                            await stream.send_all(data[: int(count)])
+                            await trio.sleep(float(seconds))
+                            await stream.send_all(data[int(count) :])
+                            continue
                         reply = await self._answer(taken.command)
                         taken.until = trio.current_time()
                         if reply is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,9 @@ from trio_daq.wire import printable
 _USAGE = 2
 _FAILED = 1
 _INTERRUPTED = 130
+
+_is_whole_process = ContextVar("trio_daq_is_whole_process", default=False)
+"""Whether the process ends with the command."""
 
 app = cyclopts.App(
     name="trio-daq",
@@ -51,7 +55,7 @@ def run(config: Path) -> int:
     """
     from trio_daq.cli.run import run_config
 
-    return run_config(config)
+    return run_config(config, exits=_is_whole_process.get())
 
 
 @app.command
@@ -92,6 +96,7 @@ def show(run: Path) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 well, 1 failed, 2 wrong use or configuration, as `run` else."""
+    _is_whole_process.set(arguments is None)
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:

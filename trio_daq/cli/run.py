@@ -16,8 +16,13 @@ from trio_daq.config import DualConfig, check_drivers
 from trio_daq.lifecycle import EXIT_UNSAFE, DualRuntimeManager, ShutdownReport, make_safe_from_cold, run
 
 
-def run_config(path: Path) -> int:
-    """Run the lab of a file, show it live, and print how it stopped and where the recording is."""
+def run_config(path: Path, *, exits: bool = False) -> int:
+    """Run the lab of a file, show it live, and print how it stopped and where the recording is.
+
+    Args:
+        path: The file.
+        exits: As `run` has it.
+    """
     config = DualConfig.load_from_file(path)
     os.environ.setdefault("PYVISA_LIBRARY", "@trio_daq")  # so scripts that name no library share too
     logging.getLogger("trio_daq").setLevel(config.application.log_level.upper())
@@ -40,7 +45,7 @@ def run_config(path: Path) -> int:
         for line in report.unsafe if recorded else ():  # nothing that is printed may push this out of sight
             _say(console, str(line), soft_wrap=True)
 
-    return run(config, until_ended, on_report=show, guarded=True, exits=True)
+    return run(config, until_ended, on_report=show, guarded=True, exits=exits)
 
 
 def _say(console: Console, text: str, *, soft_wrap: bool = False) -> None:

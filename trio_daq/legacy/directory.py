@@ -52,7 +52,6 @@ class LineDirectory:
     @trio.lowlevel.enable_ki_protection
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Let old code find these lines until cancelled; calls that are under way raise `DoorClosedError` then."""
-        register()
         async with trio.open_nursery() as nursery:
             await nursery.start(self.host.serve)
             with _lock:
@@ -84,7 +83,7 @@ def offer(*lines: Line) -> LineDirectory:
 
 
 def register() -> None:
-    """Let ``pyvisa.ResourceManager("@trio_daq")`` find what the open labs have. A lab does so by itself."""
+    """Let ``pyvisa.ResourceManager("@trio_daq")`` find what the open labs have. Importing this module does so."""
     sys.modules.setdefault(_PLUGIN, _Plugin(_PLUGIN))
 
 
@@ -95,6 +94,9 @@ class _Plugin(ModuleType):
         from trio_daq.legacy.pyvisa_backend import TrioDaqVisaLibrary  # late: not every lab has old code
 
         return TrioDaqVisaLibrary
+
+
+register()  # at once: scripts make their resource manager when they are imported, before there is a lab
 
 
 @contextmanager

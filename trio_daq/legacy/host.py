@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, Literal, Protocol
@@ -26,6 +26,7 @@ import trio
 from trio_daq.errors import DoorClosedError, DoorInterruptedError, Sent, StateError
 from trio_daq.legacy.origin import came_of
 from trio_daq.sharing import Pulse, acting_as, current_pulse, living_by, on_behalf_of
+from trio_daq.wire import Command
 
 MARGIN = 10.0
 """Seconds that a thread waits beyond the deadline of its job before it takes the event loop for dead."""
@@ -50,9 +51,22 @@ class Interruption(Protocol):
         """Return it."""
 
 
+def _plain(value: Any) -> Any:
+    """Return *value* without objects of ours in it."""
+    if isinstance(value, Command):
+        return value.text
+    return [_plain(one) for one in value] if isinstance(value, list) else value
+
+
+def _all_plain(values: Iterable[Any]) -> tuple[Any, ...]:
+    return tuple(map(_plain, values))
+
+
 @attrs.frozen
 class Job:
-    """One thing that a thread wants done, as plain data.
+    """One thing that a thread wants done, as plain data: numbers, text, bytes, lists of them, and arrays of numbers.
+
+    So it could as well come from another process.
 
     Attributes:
         verb: What to do, for example ``"query"``.
@@ -62,7 +76,7 @@ class Job:
     """
 
     verb: str
-    arguments: tuple[Any, ...] = ()
+    arguments: tuple[Any, ...] = attrs.field(default=(), converter=_all_plain)
     options: Mapping[str, Any] = attrs.field(factory=dict)
     patience: float = 0.0
 
@@ -225,6 +239,8 @@ class DoorHost:
             DoorClosedError: If there is no event loop that could do it.
         """
         if threading.get_ident() == self._trio_thread:
+            if self._nursery is None:  # and it may well be that the run has ended, and the thread is free to block
+                raise self.closed(resource)
             raise StateError(
                 action=f"a blocking call on {resource}",
                 expected="in another thread than its event loop",

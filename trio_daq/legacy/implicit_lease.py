@@ -5,10 +5,10 @@ ports nor sessions, only what a call meant: it wrote, it read, it looked, or it 
 
 The rule: whoever has written something that asks has the line until its reply is read, until it clears or closes, or
 for `linger` seconds after its last write or read. If a reply is still due then, the block fails, and so the line is
-made clean before its next owner. A read tells that what was written before it is answered, whatever it looked like:
-from then on the line is kept after every write. What is not kept is given back a moment later rather than at once,
-since only the next call of the thread says whether a reply, or one more line of it, was expected. A write after a reply
-begins an exchange of its own, before which others have their turn.
+made clean before its next owner. A read tells that what was written before it is answered, whatever it looked like
+(unless that asked: it tells no more then): from then on the line is kept after every write. What is not kept is given
+back a moment later rather than at once, since only the next call of the thread says whether a reply, or one more line
+of it, was expected. A write after a reply begins an exchange of its own, before which others have their turn.
 
 A lease belongs to no thread for the lock order and for circles of waits: old code that asks one instrument and then
 another must not be refused, and who waits in a circle waits for `linger` seconds at most.
@@ -92,6 +92,7 @@ class ImplicitLease(Generic[_T]):
         self._patience = patience
         self._interruption = interruption
         self._is_answered = False
+        self._is_telling = moment > 0  # where a reply does not tell its end, what listens at first means to go on so
         self._longest = 0.0
         self._term: _Term | None = None
         self._taking = trio.Lock()
@@ -104,7 +105,11 @@ class ImplicitLease(Generic[_T]):
             asks: How many questions it looks like, each of which has a reply; 0 for none.
             goes_on: It was a piece of a message, and the rest is to follow.
         """
-        return self._call(job, "write", functools.partial(self._after_write, asks, goes_on))
+        try:
+            return self._call(job, "write", functools.partial(self._after_write, asks, goes_on))
+        except BaseException:
+            self._host.tell(self._part)
+            raise
 
     def read(self, job: Job, brought: Callable[[Any], Reply]) -> Any:
         """Have *job* read, and give the line back if it has brought a whole reply.
@@ -132,6 +137,11 @@ class ImplicitLease(Generic[_T]):
         """Give the line back, if there is one; dirty, if a reply is due. It does not wait, and any thread may call."""
         self._host.tell(lambda: self._end(self._term))
 
+    def _part(self) -> None:
+        """See to it that no reply to a write that raised is read after the next one, though it may have been sent."""
+        if self._term is not None:
+            self._term.joins = False
+
     def _call(self, job: Job, kind: _Kind, settle: _Settle) -> Any:
         self._longest = max(self._longest, job.patience)  # another thread's call may be before this one
         patience = self._patience + job.patience + self._longest
@@ -158,7 +168,7 @@ class ImplicitLease(Generic[_T]):
 
     async def _work(self, term: _Term, job: Job, kind: _Kind, settle: _Settle) -> Any:
         term.deadline, term.idle.deadline = term.idle.deadline, math.inf
-        if kind == "read" and not term.has_asked:
+        if kind == "read" and not term.has_asked and self._is_telling:
             self._is_answered = True
         try:
             result = await term.verbs[job.verb](*job.arguments, **job.options)
@@ -215,6 +225,7 @@ class ImplicitLease(Generic[_T]):
             taking.ended.set()  # the host ends, and so does who waits
 
     def _after_write(self, asks: int, goes_on: bool, term: _Term, _: Any) -> None:
+        self._is_telling = asks == 0
         term.wrote, term.is_heard = True, False
         term.open_questions += asks
         term.has_asked |= asks > 0 or self._is_answered

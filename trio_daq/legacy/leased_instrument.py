@@ -17,14 +17,16 @@ import trio
 from trio_daq.errors import CommandTimeoutError, DaqError
 from trio_daq.legacy.host import Verbs
 from trio_daq.legacy.implicit_lease import Reply
-from trio_daq.visa import PendingRead, Transaction, VisaSessionManager, is_stream
+from trio_daq.visa import AROUND_BLOCK, PendingRead, Transaction, VisaSessionManager, is_stream
 from trio_daq.wire import definite_block_end
 
 _LAST_LOOK = 0.05
 """Seconds in which a reply that nobody has read is looked for, when the instrument is given back."""
 
 _LONG = 4096
-"""Bytes of text without an end, from which on more is taken to come."""
+"""Bytes without an end, from which on more is taken to come, whatever they are."""
+
+_TEXT = frozenset(b"\t\n\r" + bytes(range(0x20, 0x7F)))
 
 
 @attrs.frozen
@@ -33,7 +35,7 @@ class Piece:
 
     Attributes:
         data: The bytes.
-        reply: Whether the reply ends with them; ``"enough"`` where nobody can tell.
+        reply: Whether the reply ends with them; ``"enough"`` where nobody can tell, as with bytes that are no text.
     """
 
     data: bytes
@@ -54,18 +56,20 @@ class LeasedInstrument:
         self._is_stream = is_stream(config.resource)
         self._reading: PendingRead | None = None
         self._is_unread = False
-        self._inside: int | None = None
+        self._may_go_on = False
+        self._head, self._count, self._is_text = b"", 0, True
 
     async def write(self, data: bytes, timeout: float) -> None:
         """Write *data*. Replies to what was written before may still be read after it."""
         behind, self._is_unread = self._is_unread, True
+        self._head, self._count, self._is_text = b"", 0, True
         await self._transaction.write_raw(data, timeout, behind=behind)
 
-    async def read(self, timeout: float, longest: float, count: int) -> Piece:
-        """Return the next reply as it comes, or a piece of at least *count* bytes of it.
+    async def read(self, timeout: float, longest: float, count: int, until: bytes) -> Piece:
+        """Return what comes: a whole reply, or *count* bytes of it or more, or up to *until* or more.
 
-        Called again after a timeout it goes on waiting for the same one, which must come within *longest* seconds of
-        the first call.
+        Called again after a timeout it goes on waiting for the same, which must come within *longest* seconds of the
+        first call.
 
         Raises:
             CommandTimeoutError: If it did not come within *timeout* seconds.
@@ -73,7 +77,7 @@ class LeasedInstrument:
         """
         began = trio.current_time()
         if self._reading is None:
-            self._reading = self._transaction.submit_read(max(timeout, longest), count, self._inside)
+            self._reading = self._transaction.submit_read(max(timeout, longest), count, until)
         reading = self._reading
         try:
             with trio.move_on_after(timeout):
@@ -92,13 +96,22 @@ class LeasedInstrument:
         )
 
     def _settle(self, data: bytes) -> Reply:
-        left = definite_block_end(data) if self._inside is None else self._inside
-        left -= len(data)
-        if self._is_stream and (left > 0 or (left < 0 and not data.endswith(self._termination) and len(data) >= _LONG)):
-            self._inside = max(0, left)
+        """Return how much of a reply has come with *data*."""
+        if not self._is_stream:
+            self._is_unread = False
+            return "whole"
+        self._head = (self._head + data)[:AROUND_BLOCK]
+        self._count += len(data)
+        self._is_text = self._is_text and _TEXT.issuperset(data)
+        of_block = definite_block_end(self._head)
+        is_ended = self._count > of_block and data.endswith(self._termination)
+        if self._count < of_block or (not (of_block or is_ended) and (self._is_text or self._count >= _LONG)):
             return "part"
-        self._inside, self._is_unread = None, False
-        return "enough" if self._is_stream and not (left < 0 and data.endswith(self._termination)) else "whole"
+        is_whole = is_ended and (of_block > 0 or self._is_text)
+        self._is_unread, self._may_go_on = False, not is_whole
+        if is_whole:
+            self._head, self._count, self._is_text = b"", 0, True
+        return "whole" if is_whole else "enough"
 
     async def read_stb(self, timeout: float) -> int:
         """Read the status byte."""
@@ -106,14 +119,24 @@ class LeasedInstrument:
 
     async def forget(self) -> None:
         """See to it that a reply which was asked for and not read reaches nobody."""
-        reading, self._reading = self._reading, None
-        is_unread, self._is_unread, self._inside = self._is_unread, False, None
-        if reading is not None:
-            self._transaction.give_up()
-        elif is_unread:
+        is_unread, self._is_unread = self._is_unread or self._may_go_on, False
+        self._may_go_on = False
+        if not self._stop_reading() and is_unread:
             with trio.CancelScope(shield=True), contextlib.suppress(DaqError):
                 # Failing, it leaves the connection to be seen to.
                 await self._transaction.submit_read(_LAST_LOOK).wait()
+
+    async def leave(self) -> None:
+        """Leave nothing behind: no read that waits for what was not asked for, no rest of what had no end."""
+        if self._reading is not None or self._may_go_on:
+            await self.forget()
+
+    def _stop_reading(self) -> bool:
+        """Give up the read in hand, and return whether there was one."""
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            self._transaction.give_up()
+        return reading is not None
 
     def verbs(self) -> Verbs:
         """Return what can be asked for."""
@@ -134,3 +157,4 @@ async def lease_instrument(session: VisaSessionManager, owner: str, timeout: flo
         except BaseException:
             await instrument.forget()
             raise
+        await instrument.leave()

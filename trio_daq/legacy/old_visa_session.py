@@ -17,11 +17,14 @@ from trio_daq.legacy.hold import Hold
 from trio_daq.legacy.host import DoorHost, Interruption, Job
 from trio_daq.legacy.implicit_lease import ImplicitLease
 from trio_daq.legacy.leased_instrument import LeasedInstrument, Piece, lease_instrument
-from trio_daq.visa import VisaSessionManager
+from trio_daq.visa import VisaSessionManager, is_stream
 from trio_daq.wire import reply_rule
 
 SHORTEST_LEASE = 5.0
 """Seconds for which an open question keeps the instrument at least, counted from the last call of the old code."""
+
+_LONG = 4096
+"""Who asks for so many bytes means as many as come, and does not know how many that will be."""
 
 _SPREAD = 1.2
 """How many times longer a lease may be than it has to be."""
@@ -60,8 +63,9 @@ class OldVisaSession:
         )
         self._lock: Hold | None = None
         self._is_open = False  # a question, that is
-        self._reply = b""
-        self._read_so_far = 0
+        self._termination = session.config.read_termination.encode("latin-1")
+        self._has_end = not is_stream(session.resource)
+        self._came = bytearray()  # for this session alone, and not read yet
 
     def write(self, data: bytes) -> None:
         """Write *data*, and return when the instrument was given it."""
@@ -70,12 +74,12 @@ class OldVisaSession:
             if asks:
                 self.clear()
             job = Job("write", (data, self.timeout), {}, self.timeout)
+            self._is_open = self._is_open or asks  # at once: it may be sent although this raises, as at a stop
             if self._lock is not None:
                 self._lock.call(job)
             else:
                 self._lease.linger = self._next_lease()
                 self._lease.write(job, asks=asks)
-            self._is_open = self._is_open or asks
 
     def trigger(self) -> None:
         """Write ``*TRG``."""
@@ -95,19 +99,25 @@ class OldVisaSession:
             termination: A byte behind which reading stops, if it is not None.
         """
         with self._turn:
-            if self._read_so_far >= len(self._reply):
-                self._reply, self._read_so_far = self._next_piece(count), 0
-            end = min(len(self._reply), self._read_so_far + count)
-            if termination is not None and (at := self._reply.find(termination, self._read_so_far, end)) >= 0:
-                end = at + len(termination)
-            data = self._reply[self._read_so_far : end]
-            self._read_so_far = end
-            return data, end == len(self._reply) and not self._is_open
+            until = termination or (self._termination if count >= _LONG else b"")
+            while True:
+                if termination is not None and (at := self._came.find(termination, 0, count)) >= 0:
+                    return self._take(at + 1), False
+                if len(self._came) >= count:
+                    return self._take(count), False
+                if self._came and (self._has_end or (termination is None and until and self._came.endswith(until))):
+                    return self._take(len(self._came)), True
+                self._came += self._next_piece(count - len(self._came), until)
+
+    def _take(self, count: int) -> bytes:
+        data = bytes(self._came[:count])
+        del self._came[:count]
+        return data
 
     def clear(self) -> None:
         """Forget what was asked and what was answered. No command of anybody else is touched."""
         with self._turn:
-            self._reply, self._read_so_far = b"", 0
+            self._came.clear()
             if self._is_open:
                 self._is_open = False
                 if self._lock is not None:
@@ -150,8 +160,8 @@ class OldVisaSession:
         # Two threads that wait for each other's instruments must not give them up at the same moment.
         return self._longest * random.uniform(1.0, _SPREAD)  # noqa: S311 - it keeps no secret
 
-    def _next_piece(self, count: int) -> bytes:
-        job = Job("read", (self.timeout, self._longest, count), {}, self.timeout)
+    def _next_piece(self, count: int, until: bytes) -> bytes:
+        job = Job("read", (self.timeout, self._longest, count, until), {}, self.timeout)
         self._is_open = True
         piece: Piece
         if self._lock is not None:

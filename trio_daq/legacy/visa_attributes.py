@@ -65,7 +65,7 @@ class VisaAttributes:
         if attribute in self._values:
             return self._values[attribute]
         kind = self._kind(attribute)
-        if kind.default in ("N/A", None):
+        if kind.default in (attributes.NotAvailable, "N/A", None):
             raise LookupError(attribute)
         return kind.default
 

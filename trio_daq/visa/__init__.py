@@ -8,6 +8,7 @@ from trio_daq.visa.settings import VisaSessionConfig
 from trio_daq.visa.statistics import SessionStatistics
 from trio_daq.visa.transaction import Transaction
 from trio_daq.visa.transport import (
+    AROUND_BLOCK,
     BlockError,
     ConnectionLostError,
     Progress,
@@ -20,6 +21,7 @@ from trio_daq.visa.transport import (
 from trio_daq.visa.verbs import Text
 
 __all__ = [
+    "AROUND_BLOCK",
     "BlockError",
     "ConnectionLostError",
     "PendingRead",

@@ -33,7 +33,7 @@ from trio_daq.visa.transport import (
     TransportTimeoutError,
     UnaskedInputError,
 )
-from trio_daq.wire import BlockFormatError, BlockReader, ReceiveBuffer, definite_block_end, printable
+from trio_daq.wire import BlockFormatError, BlockReader, ReceiveBuffer, printable
 
 _CHUNK = 65536
 """Bytes read at once."""
@@ -223,15 +223,16 @@ class NativeTransport:
         return message[: -len(termination)]
 
     async def _read_raw(self, request: Request) -> bytes:
-        most = self._config.max_block + AROUND_BLOCK
-        inside = request.inside
-        while True:
-            after = definite_block_end(self._input.head(AROUND_BLOCK)) if inside is None else inside
-            if (piece := self._input.take_piece(self._termination, after, request.enough)) is not None:
-                return piece
-            if len(self._input) > most:
-                raise TransportError(f"{len(self._input)} bytes came without the end of a reply")
-            self._input.feed(await self._receive())
+        came, most = bytearray(self._input.clear()), self._config.max_block + AROUND_BLOCK
+        try:
+            while len(came) < request.enough and not (request.until and request.until in came):
+                if len(came) > most:
+                    raise TransportError(f"{len(came)} bytes came, and not what was waited for")
+                came += await self._receive()
+        except BaseException:
+            self._input.feed(bytes(came))  # so that it is known what has come
+            raise
+        return bytes(came)
 
     async def _read_block(self, progress: Progress | None) -> bytes:
         reader = BlockReader(self._config.max_block)

@@ -21,7 +21,7 @@ from trio_daq.visa.pyvisa_inside import Inside, close_left_open, forget, look_in
 from trio_daq.visa.resource_managers import SharedManager, shared_manager
 from trio_daq.visa.settings import VisaSessionConfig
 from trio_daq.visa.transport import AROUND_BLOCK, BlockError, Request, TransportError, TransportTimeoutError
-from trio_daq.wire import BlockFormatError, BlockReader, definite_block_end
+from trio_daq.wire import BlockFormatError, BlockReader
 
 if TYPE_CHECKING:
     from pyvisa.resources import Resource
@@ -129,25 +129,26 @@ class PyvisaConnection:
         return bytes([status & 0xFF])
 
     def read_raw(self, request: Request, deadline: float) -> bytes:
-        """Read a reply as it comes, or a piece of it."""
-        most = self._config.max_block + AROUND_BLOCK
-        reply = bytearray()
-        while True:
-            if len(reply) > most:
-                raise TransportError(f"a reply of more than {self._config.max_block} bytes came")
-            of_block = definite_block_end(reply[:AROUND_BLOCK]) if request.inside is None else request.inside
-            left = min(of_block if of_block > len(reply) else most + 1, request.enough) - len(reply)
-            chunk, ended = self._read(_CHUNK, left if self._stream else most + 1 - len(reply), deadline)
-            reply += chunk
-            if not self._stream:
-                if ended:
-                    return bytes(reply)
-            elif len(reply) > of_block and reply.endswith(self._termination):
-                return bytes(reply)
-            elif len(reply) >= request.enough or len(reply) == of_block > 0:
-                with contextlib.suppress(OSError):  # what has come is good, and the next exchange will meet the end
-                    reply += self.inside.unasked()
-                return bytes(reply)
+        """Read a reply as it comes, to its end, or on a stream as far as it is wanted."""
+        came, most = bytearray(), self._config.max_block + AROUND_BLOCK
+        enough, until = (request.enough, request.until) if self._stream else (most + 1, b"")
+        self._stop_at_termination(bool(until), until)
+        try:
+            while True:
+                chunk, ended = self._read(_CHUNK, enough - len(came), deadline)
+                came += chunk
+                if ended and not self._stream:
+                    return bytes(came)
+                if len(came) >= enough or (until and until in came):
+                    break
+        finally:
+            self._stop_at_termination(self._stream)
+        if len(came) > most:
+            raise TransportError(f"a reply of more than {self._config.max_block} bytes came")
+        if self._stream:
+            with contextlib.suppress(OSError):  # what has come is good, and the next exchange will meet the end
+                came += self.inside.unasked()
+        return bytes(came)
 
     def read_block(self, deadline: float, tell: Tell) -> bytes:
         """Read one IEEE 488.2 block, and what ends it, and return what it holds."""
@@ -272,11 +273,11 @@ class PyvisaConnection:
             self._library.set_attribute(self._session, ResourceAttribute.timeout_value, milliseconds)
             self._milliseconds = milliseconds
 
-    def _stop_at_termination(self, stop: bool) -> None:
+    def _stop_at_termination(self, stop: bool, termination: bytes = b"") -> None:
         from pyvisa.constants import ResourceAttribute
 
         library, session = self._library, self._session
-        library.set_attribute(session, ResourceAttribute.termchar, self._termination[-1])
+        library.set_attribute(session, ResourceAttribute.termchar, (termination or self._termination)[-1])
         library.set_attribute(session, ResourceAttribute.termchar_enabled, stop)
 
 

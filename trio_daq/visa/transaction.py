@@ -8,7 +8,6 @@ Invariants: from being begun until being ended it is the link's `exclusive`; it 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
@@ -85,21 +84,22 @@ class Transaction(CommandVerbs):
             raise
         return self
 
-    def submit_read(self, timeout: float, enough: int = sys.maxsize, inside: int | None = None) -> PendingRead:
-        """Have a reply to what was written before be read as it comes, be it a message or a block.
+    def submit_read(self, timeout: float, enough: int = 1, until: bytes = b"") -> PendingRead:
+        """Have what was written before be answered, and the answer be read as it comes.
 
-        On a stream (raw sockets, serial ports) it may come in pieces. Wait for what is returned, as often as it takes;
-        if its reading fails, the connection is made trustworthy before anybody's next command.
+        Where the instrument marks the end of a reply, all of it is read; on a stream (raw sockets, serial ports) as
+        much as is wanted, and what has come besides. Wait for what is returned, as often as it takes; if its reading
+        fails, the connection is made trustworthy before anybody's next command.
 
         Args:
             timeout: Seconds in which it must come.
-            enough: So many bytes are worth to be returned, with all that is there, though the end has not come.
-            inside: How many bytes of a block are still to come, if the reply was begun; None if it was not.
+            enough: So many bytes are enough.
+            until: These bytes are enough, too.
 
         Raises:
             DaqError: As `submit` does.
         """
-        request = Request(b"", "raw", enough=enough, inside=inside)
+        request = Request(b"", "raw", enough=enough, until=until)
         order = self._new_order([request], ["(a read)"], self.owner, timeout, "normal", None)
         self._put(order, wait=False)
         return PendingRead(order)

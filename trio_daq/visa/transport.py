@@ -20,8 +20,8 @@ import attrs
 from trio_daq.errors import Sent
 
 ReplyKind = Literal["nothing", "message", "block", "raw", "status"]
-"""What comes back: nothing; a message up to its termination or END; an IEEE 488.2 block, counted byte by byte; or
-whichever of these two comes, left as it came, and perhaps in pieces; or the one byte of the status register, where the
+"""What comes back: nothing; a message up to its termination or END; an IEEE 488.2 block, counted byte by byte; whatever
+comes, left as it came, up to END or as far as it is wanted; or the one byte of the status register, where the
 connection has a way of its own for that (viReadSTB)."""
 
 AROUND_BLOCK = 256
@@ -39,16 +39,16 @@ class Request:
         data: The bytes to write, their termination included; empty to read one more reply without asking.
         reply: What comes back.
         behind: Whether replies to earlier requests may lie there, to be read later; else they are unasked input.
-        enough: Of a raw reply on a stream, so many bytes are worth to be returned though its end has not come, with
-            all that has come besides; and so is a block without what ends it.
-        inside: Bytes of a block that are still to come; None at the beginning of a reply.
+        enough: On a stream, where nothing marks the end of a raw reply, so many bytes of it are enough; what has come
+            besides is returned with them.
+        until: There these bytes are enough, too.
     """
 
     data: bytes
     reply: ReplyKind
     behind: bool = False
     enough: int = sys.maxsize
-    inside: int | None = None
+    until: bytes = b""
 
 
 class TransportError(Exception):

@@ -39,14 +39,10 @@ class ReceiveBuffer:
         """Return a copy of everything that waits here."""
         return bytes(self._bytes)
 
-    def head(self, count: int) -> bytes:
-        """Return a copy of the first *count* bytes, or of all if there are fewer."""
-        return bytes(self._bytes[:count])
-
-    def take_until(self, terminator: bytes, after: int = 0, most: int | None = None) -> bytes | None:
+    def take_until(self, terminator: bytes, most: int | None = None) -> bytes | None:
         """Take the first message up to and including *terminator*, or return None if it is not complete yet.
 
-        The first *after* bytes belong to it, whatever they are; with *most*, that many bytes are complete, too.
+        With *most*, that many bytes are complete, too.
 
         The search goes on where the last one for the same terminator ended, so a long message that arrives in many
         pieces costs linear time.
@@ -58,12 +54,11 @@ class ReceiveBuffer:
             if not terminator:
                 raise ValueError("a terminator needs at least one byte")
             self._terminator, self._searched = terminator, 0
-        found = self._bytes.find(terminator, max(self._searched, after))
+        found = self._bytes.find(terminator, self._searched)
         if most is not None and len(self._bytes) >= most and not 0 <= found <= most - len(terminator):
             return self._take(most)
         if found < 0:
-            if not after:
-                self._searched = max(0, len(self._bytes) - len(terminator) + 1)
+            self._searched = max(0, len(self._bytes) - len(terminator) + 1)
             return None
         return self._take(found + len(terminator))
 
@@ -74,13 +69,6 @@ class ReceiveBuffer:
     def take_some(self, most: int) -> bytes | None:
         """Take what is there, at most *most* bytes, or return None if there is nothing."""
         return self._take(min(most, len(self._bytes))) if self._bytes else None
-
-    def take_piece(self, terminator: bytes, after: int, enough: int) -> bytes | None:
-        """Take what `take_until` would; or all that is there if it is *enough*, or exactly the first *after* bytes."""
-        if (message := self.take_until(terminator, after)) is not None:
-            return message
-        has_enough = len(self._bytes) >= enough or 0 < after == len(self._bytes)
-        return self.clear() if has_enough else None
 
     def clear(self) -> bytes:
         """Throw everything away and return what it was."""

@@ -1,7 +1,8 @@
 """Tell a SCPI query from a command.
 
 IEEE 488.2-1992 §7: a program message is a row of units separated by ``;``; a unit is a *header*, then white space,
-then parameters; a query is a unit whose header ends in ``?``. A ``;`` or ``?`` inside a quoted string or a block
+then parameters; a query is a unit whose header ends in ``?``. Old instruments, such as Stanford Research's SR830, want
+no space behind it: ``OUTP?1``. A ``;`` or ``?`` inside a quoted string or a block
 (``#<n><length>…``, or ``#(<length>)…`` as Rohde & Schwarz write long ones) is data, of any byte there is: text stands
 for bytes here, one character each, as in Latin-1. This module knows nothing of any one instrument.
 """
@@ -42,6 +43,8 @@ def expects_reply(message: str) -> bool:
             in_header = in_header and last == ""
         else:
             if in_header:
+                if last not in ("", "?") and char == "?":
+                    return True
                 if char not in _WHITE:
                     last = char
                 elif last == "?":

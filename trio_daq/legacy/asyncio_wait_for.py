@@ -19,7 +19,7 @@ from typing import Any
 
 @types.coroutine
 def without_loss(program: Coroutine[Any, Any, None], message: str) -> Generator[Any, Any, None]:
-    """Await *program*; if a cancellation with *message* was dropped, cancel its task again, an iteration of its loop later.
+    """Await *program*; if a cancellation with *message* was dropped, cancel its task again, one loop iteration later.
 
     Other cancellations are left alone: that of an `asyncio.timeout` may come too late, when its block has been left.
     """

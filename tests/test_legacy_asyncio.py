@@ -499,6 +499,35 @@ async def test_stop_cancels_the_main_task_and_its_way_out_reaches_the_instrument
         assert await guard.query(b"ECHO b") == b"b"
 
 
+async def test_cancellation_is_not_lost_in_wait_for(lab: Lab) -> None:
+    """Up to Python 3.11 `asyncio.wait_for` drops one that comes just as what it waits for is done."""
+
+    async def program(meter: AsyncioVisaDoor) -> None:
+        try:
+            await asyncio.wait_for(finish(), 5)
+            await asyncio.sleep(5)
+        except asyncio.CancelledError:
+            lab.notes.append("told")
+            await asyncio.sleep(0.01)  # nobody is told twice
+            raise
+        finally:
+            await meter.write("OUTP OFF")
+
+    async def finish() -> None:
+        lab.notes.append("begun")
+        await asyncio.sleep(0)
+        release.wait(5)  # the stop and the end of this come in one iteration of the loop
+
+    release = threading.Event()
+    await lab.spawn(program, meter=lab.meter)
+    await lab.until(lambda: lab.notes)
+    await trio.sleep(0.1)
+    threading.Timer(0.1, release.set).start()
+    report = await lab.stop()
+    await lab.wait_until_off()
+    assert (report.outcome, lab.notes) == ("drained", ["begun", "told"])
+
+
 async def test_instrument_is_off_after_each_of_twenty_stops(lab: Lab) -> None:
     """Whatever the moment, and also if the program just ends by itself, what ``finally`` writes is in the log."""
     chance = random.Random(5)

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import inspect
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine
 from types import FrameType
 from typing import Any
 
@@ -22,6 +22,7 @@ from trio_daq.legacy.asyncio_device import AsyncioDeviceDoor
 from trio_daq.legacy.asyncio_host import AsyncioHost
 from trio_daq.legacy.asyncio_serial import AsyncioSerialDoor
 from trio_daq.legacy.asyncio_visa import AsyncioVisaDoor
+from trio_daq.legacy.asyncio_wait_for import waiting_frames, without_loss
 from trio_daq.legacy.host import DoorHost
 from trio_daq.legacy.origin import came_of
 from trio_daq.serialport import SharedSerialPort
@@ -54,6 +55,7 @@ class AsyncioProgram:
         self._doors = host
         self._host = AsyncioHost(host)
         self._target = target
+        self._told = f"{self._host.owner} is to stop"
         self._args = tuple(self._as_door(value) for value in args)
         self._kwargs = {key: self._as_door(value) for key, value in kwargs.items()}
         self._context: AsyncioContext | None = None
@@ -63,6 +65,7 @@ class AsyncioProgram:
         self._is_to_stop = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._main: asyncio.Task[Any] | None = None
+        self._called: Coroutine[Any, Any, None] | None = None
 
     def run(self) -> None:
         """Run it to its end, in the thread that calls this.
@@ -97,7 +100,7 @@ class AsyncioProgram:
     def waiting_frames(self) -> tuple[FrameType, ...]:
         """Return where its main task waits, innermost first; nothing if it does not wait. For any thread."""
         main = self._main
-        return () if main is None or main.done() else tuple(reversed(list(_frames(main.get_coro()))))
+        return () if main is None or main.done() else tuple(reversed(list(waiting_frames(self._called))))
 
     async def _live(self) -> None:
         with self._lock:
@@ -105,6 +108,10 @@ class AsyncioProgram:
                 return
             self._main = asyncio.current_task()
             self._loop = asyncio.get_running_loop()
+        self._called = self._call()
+        await without_loss(self._called, self._told)
+
+    async def _call(self) -> None:
         await self._target(*self._args, **self._kwargs)
 
     def _stop(self) -> None:
@@ -114,7 +121,7 @@ class AsyncioProgram:
         if self._context is not None:
             self._context.stopping.set()
         if not knows and self._main is not None:
-            self._main.cancel(f"{self._host.owner} is to stop")
+            self._main.cancel(self._told)
 
     def _cancel_all_soon(self) -> None:
         # Not at once: the cancellation would come before the DoorClosedError of the calls that have just been cut off.
@@ -139,16 +146,3 @@ class AsyncioProgram:
         if isinstance(value, tuple):
             return tuple(self._as_door(item) for item in value)
         return value
-
-
-def _frames(awaitable: object) -> Iterator[FrameType]:
-    """Return the frames of a coroutine that waits, and of what it waits for, outermost first."""
-    while awaitable is not None:
-        for prefix, waits_for in (("cr", "cr_await"), ("gi", "gi_yieldfrom"), ("ag", "ag_await")):
-            frame = getattr(awaitable, f"{prefix}_frame", None)
-            if frame is not None:
-                yield frame
-                awaitable = getattr(awaitable, waits_for)
-                break
-        else:
-            return

@@ -59,13 +59,13 @@ class LeasedInstrument:
         self._is_unread = False
         self._owed = 0
         self._may_go_on = False
-        self._head, self._count, self._is_text = b"", 0, True
+        self._head, self._count, self._is_text, self._ends = b"", 0, True, 0
 
     async def write(self, data: bytes, timeout: float, asks: int) -> None:
         """Write *data*, with so many questions. Replies to what was written before may still be read after it."""
         behind, self._is_unread = self._is_unread, True
-        self._owed += asks
-        self._head, self._count, self._is_text = b"", 0, True
+        self._owed = self._owed + asks if behind else asks
+        self._head, self._count, self._is_text, self._ends = b"", 0, True, 0
         await self._transaction.write_raw(data, timeout, behind=behind)
 
     async def read(self, timeout: float, longest: float, count: int, until: bytes) -> Piece:
@@ -101,25 +101,22 @@ class LeasedInstrument:
     def _settle(self, data: bytes) -> Reply:
         """Return how much of a reply has come with *data*."""
         if not self._is_stream:
-            self._is_unread, self._owed = False, 0
+            self._is_unread = False
             return "whole"
         self._head = (self._head + data)[:AROUND_BLOCK]
         self._count += len(data)
         self._is_text = self._is_text and _TEXT.issuperset(data)
         of_block = definite_block_end(self._head)
-        if self._is_text and not of_block:
-            self._owed = max(0, self._owed - data.count(self._termination))
         is_ended = self._count > of_block and data.endswith(self._termination)
         if self._count < of_block or (not (of_block or is_ended) and (self._is_text or self._count >= _LONG)):
             return "part"
+        self._ends += data.count(self._termination) if self._is_text else is_ended
         is_whole = is_ended and (of_block > 0 or self._is_text)
-        if of_block or not self._is_text:
-            self._owed = max(0, self._owed - 1)
-        self._is_unread, self._may_go_on = self._owed > 0, not is_whole
-        if is_whole:
-            self._head, self._count, self._is_text = b"", 0, True
-        if self._owed:
+        if is_whole and self._ends < self._owed:  # several were asked for in one go
             return "part"
+        self._is_unread, self._may_go_on = False, not is_whole
+        if is_whole:
+            self._head, self._count, self._is_text, self._ends, self._owed = b"", 0, True, 0, 0
         return "whole" if is_whole else "enough"
 
     async def read_stb(self, timeout: float) -> int:
@@ -128,9 +125,12 @@ class LeasedInstrument:
 
     async def forget(self) -> None:
         """See to it that a reply which was asked for and not read reaches nobody."""
+        reading, self._reading = self._reading, None
         is_unread, looks = self._is_unread or self._may_go_on, max(1, self._owed)
         self._is_unread, self._owed, self._may_go_on = False, 0, False
-        if not self._stop_reading() and is_unread:
+        if reading is not None and self._transaction.give_up(reading):
+            return
+        if is_unread:
             with trio.CancelScope(shield=True), contextlib.suppress(DaqError):
                 for _ in range(looks):  # failing, it leaves the connection to be seen to
                     await self._transaction.submit_read(_LAST_LOOK, sys.maxsize, self._termination).wait()
@@ -139,11 +139,6 @@ class LeasedInstrument:
         """Leave nothing behind: no read that waits for what was not asked for, no rest of what had no end."""
         if self._reading is not None or self._may_go_on:
             await self.forget()
-
-    def _stop_reading(self) -> bool:
-        """Give up the read in hand, and return whether it had begun, so that the connection is seen to."""
-        reading, self._reading = self._reading, None
-        return reading is not None and self._transaction.give_up(reading)
 
     def verbs(self) -> Verbs:
         """Return what can be asked for."""

@@ -24,11 +24,11 @@ from trio_daq.wire import definite_block_end, reply_rule
 SHORTEST_LEASE = 5.0
 """Seconds for which an open question keeps the instrument at least, counted from the last call of the old code."""
 
+_LONG = 4096
+"""Who asks for so many bytes means as many as come, and does not know how many that will be."""
 _MARK = re.compile(rb"[\r\n#]")
 _LONGEST_HEAD = 11
 """Bytes: ``#``, a digit, and nine digits (IEEE 488.2-1992, 8.7.9)."""
-_LONG = 4096
-"""Who asks for so many bytes means as many as come, and does not know how many that will be."""
 
 _SPREAD = 1.2
 """How many times longer a lease may be than it has to be."""
@@ -75,7 +75,7 @@ class OldVisaSession:
         """Write *data*, and return when the instrument was given it."""
         with self._turn:
             asks = sum(self._is_answered(message.decode("latin-1")) for message in _messages(data))
-            if self._has_end:
+            if not is_stream(self._session.resource):
                 asks = min(asks, 1)  # one message is answered by one
             if asks:
                 self.clear()
@@ -85,7 +85,7 @@ class OldVisaSession:
                 self._lock.call(job)
             else:
                 self._lease.linger = self._next_lease()
-                self._lease.write(job, asks=min(asks, 1))  # it is told when all are answered
+                self._lease.write(job, asks=min(asks, 1))
 
     def trigger(self) -> None:
         """Write ``*TRG``."""

@@ -36,7 +36,8 @@ async def test_jobs_are_plain_data(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     async with open_simulated_lab(tmp_path / "log.jsonl") as lab:
         assert lab.stage_path is not None
 
-        def old(serial: Any, visa: Any, context: Any) -> None:
+        def old(lines: dict[str, list[Any]], context: Any) -> None:
+            [serial], [visa] = lines["serial"], lines["visa"]
             serial.query(b"POS?", 1.0, match=rb"\d")
             with serial.exclusive("me") as sequence:
                 sequence.write_all(b"POS?\r\n")
@@ -55,7 +56,8 @@ async def test_jobs_are_plain_data(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             meter.query("*IDN?")
             context.publish("voltage", 1.0, "V")
 
-        async def new(serial: Any, visa: Any, context: Any) -> None:
+        async def new(lines: dict[str, list[Any]], context: Any) -> None:
+            [serial], [visa] = lines["serial"], lines["visa"]
             await asyncio.sleep(0)
             async with serial.acquire() as guard:
                 await guard.query(b"POS?")
@@ -71,10 +73,10 @@ async def test_jobs_are_plain_data(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         )
         async with DualRuntimeManager(config) as manager:
             await manager.start()
-            lines = manager.serial["stage"], manager.visa["meter"]
+            lines = {"serial": [manager.serial["stage"]], "visa": [manager.visa["meter"]]}  # doors stand in there, too
             with trio.fail_after(20):
-                old_member = await manager.v2.spawn_thread(old, *lines)
-                new_member = await manager.v2.spawn_asyncio(new, *lines)
+                old_member = await manager.v2.spawn_thread(old, lines)
+                new_member = await manager.v2.spawn_asyncio(new, lines)
                 await manager.wait_all_ended()
             assert manager.is_v2_healthy(), (old_member, new_member)
     verbs = {job.verb for job in seen}

@@ -1,5 +1,6 @@
 """Doors through which old blocking code, and asyncio, reach shared instruments from threads of their own."""
 
+from trio_daq.legacy.arguments import with_doors
 from trio_daq.legacy.asyncio_context import AsyncioContext
 from trio_daq.legacy.asyncio_device import AsyncioDeviceDoor
 from trio_daq.legacy.asyncio_program import AsyncioProgram
@@ -39,4 +40,5 @@ __all__ = [
     "register",
     "resource_of",
     "served_by",
+    "with_doors",
 ]

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from trio_daq.data import DataPublisher
+from trio_daq.legacy.arguments import with_doors
 from trio_daq.legacy.asyncio_context import AsyncioContext
 from trio_daq.legacy.asyncio_device import AsyncioDeviceDoor
 from trio_daq.legacy.asyncio_host import AsyncioHost
@@ -56,8 +57,8 @@ class AsyncioProgram:
         self._host = AsyncioHost(host)
         self._target = target
         self._told = f"{self._host.owner} is to stop"
-        self._args = tuple(self._as_door(value) for value in args)
-        self._kwargs = {key: self._as_door(value) for key, value in kwargs.items()}
+        self._args = with_doors(args, self._as_door)
+        self._kwargs = with_doors(kwargs, self._as_door)
         self._context: AsyncioContext | None = None
         if "context" in inspect.signature(target).parameters and "context" not in kwargs:
             self._context = self._kwargs["context"] = AsyncioContext(self._host, publisher)
@@ -143,6 +144,4 @@ class AsyncioProgram:
             return AsyncioVisaDoor(self._host, value)
         if isinstance(value, SharedDevice):
             return AsyncioDeviceDoor(self._host, value)
-        if isinstance(value, tuple):
-            return tuple(self._as_door(item) for item in value)
         return value

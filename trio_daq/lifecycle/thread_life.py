@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import trio
 
 from trio_daq.data import DataPublisher
-from trio_daq.legacy import DeviceDoor, DoorHost, SerialDoor, ThreadContext, VisaDoor, served_by
+from trio_daq.legacy import DeviceDoor, DoorHost, SerialDoor, ThreadContext, VisaDoor, served_by, with_doors
 from trio_daq.lifecycle.whereabouts import Frame, frames_of_thread, frames_of_waiting
 from trio_daq.serialport import SharedSerialPort
 from trio_daq.sharing import ServiceNursery, SharedDevice, WorkerThread
@@ -162,11 +162,12 @@ class BlockingProgram:
         publisher: DataPublisher,
     ) -> None:
         self._host = host
-        doors = {key: _as_door(host, value) for key, value in kwargs.items()}
+        as_door = functools.partial(_as_door, host)
+        doors = with_doors(kwargs, as_door)
         self._context: ThreadContext | None = None
         if "context" in inspect.signature(target).parameters and "context" not in kwargs:
             self._context = doors["context"] = ThreadContext(host, publisher)
-        self._script = functools.partial(target, *(_as_door(host, value) for value in args), **doors)
+        self._script = functools.partial(target, *with_doors(args, as_door), **doors)
 
     def run(self) -> None:
         """Call it."""
@@ -205,6 +206,4 @@ def _as_door(host: DoorHost, value: Any) -> Any:
         return VisaDoor(host, value)
     if isinstance(value, SharedDevice):
         return DeviceDoor(host, value)
-    if isinstance(value, tuple):
-        return tuple(_as_door(host, item) for item in value)
     return value

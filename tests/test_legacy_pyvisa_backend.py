@@ -550,6 +550,10 @@ async def test_settings_are_a_sessions_own(instrument: Instrument, session: Visa
         assert one.resource_name == two.resource_name
         assert instrument.resource.replace("TCPIP", "TCPIP0") in manager.list_resources("?*")
         assert manager.list_resources("GPIB?*") == ()
+        one.timeout = 0  # VI_TMO_IMMEDIATE
+        one.write("ECHO? w")
+        time.sleep(0.1)
+        assert one.read() == "w"
         one.timeout = None
         assert one.query("ECHO? y") == "y"
         manager.close()

@@ -94,7 +94,7 @@ class LeasedInstrument:
             command="(a read)",
             owner=self._transaction.owner,
             phase="in_flight",
-            sent="yes",
+            sent="yes" if self._is_unread else "no",
             waited=trio.current_time() - began,
         )
 

@@ -30,6 +30,9 @@ _MARK = re.compile(rb"[\r\n#]")
 _LONGEST_HEAD = 11
 """Bytes: ``#``, a digit, and nine digits (IEEE 488.2-1992, 8.7.9)."""
 
+_LEAST_TO_WRITE, _LEAST_TO_READ = 1.0, 0.05
+"""Seconds that a call has, also where VISA means at once: here it goes through a queue."""
+
 _SPREAD = 1.2
 """How many times longer a lease may be than it has to be."""
 
@@ -79,7 +82,8 @@ class OldVisaSession:
                 asks = min(asks, 1)  # one message is answered by one
             if asks:
                 self.clear()
-            job = Job("write", (data, self.timeout, asks), {}, self.timeout)
+            timeout = max(self.timeout, _LEAST_TO_WRITE)
+            job = Job("write", (data, timeout, asks), {}, timeout)
             self._is_open = self._is_open or asks > 0  # at once: it may be sent although this raises, as at a stop
             if self._lock is not None:
                 self._lock.call(job)
@@ -167,7 +171,8 @@ class OldVisaSession:
         return self._longest * random.uniform(1.0, _SPREAD)  # noqa: S311 - it keeps no secret
 
     def _next_piece(self, count: int, until: bytes) -> bytes:
-        job = Job("read", (self.timeout, self._longest, count, until), {}, self.timeout)
+        timeout = max(self.timeout, _LEAST_TO_READ)
+        job = Job("read", (timeout, self._longest, count, until), {}, timeout)
         self._is_open = True
         piece: Piece
         if self._lock is not None:

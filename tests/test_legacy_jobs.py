@@ -11,7 +11,7 @@ import trio
 
 from trio_daq import DualConfig, DualRuntimeManager
 from trio_daq.config import RecordingConfig, SubsystemConfig
-from trio_daq.legacy import BlockingSerial, Job
+from trio_daq.legacy import BlockingSerial, Job, with_doors
 from trio_daq.serialport import SerialPortConfig
 from trio_daq.sim import open_simulated_lab
 from trio_daq.visa import VisaSessionConfig
@@ -83,3 +83,14 @@ async def test_jobs_are_plain_data(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert verbs >= {"query", "batch", "write", "read", "read_line", "publish", "enqueue_command", "discard_input"}
     for job in seen:
         json.dumps([job.verb, job.arguments, dict(job.options), job.patience], default=as_json)
+
+
+def test_doors_stand_in_the_place_of_lines_and_nothing_else_changes() -> None:
+    """A list that holds no line is the program's own, to put results in."""
+    results: list[int] = []
+    given = (results, {"a": [1, results]}, [b"line"])
+    got = with_doors(given, lambda value: "door" if value == b"line" else value)
+    assert got == ([], {"a": [1, []]}, ["door"])
+    assert got[0] is results
+    assert got[1] is given[1]
+    assert given[2] == [b"line"]

@@ -58,7 +58,7 @@ class AsyncioProgram:
         self._target = target
         self._told = f"{self._host.owner} is to stop"
         self._args = with_doors(args, self._as_door)
-        self._kwargs = with_doors(kwargs, self._as_door)
+        self._kwargs = dict(with_doors(kwargs, self._as_door))
         self._context: AsyncioContext | None = None
         if "context" in inspect.signature(target).parameters and "context" not in kwargs:
             self._context = self._kwargs["context"] = AsyncioContext(self._host, publisher)

@@ -163,7 +163,7 @@ class BlockingProgram:
     ) -> None:
         self._host = host
         as_door = functools.partial(_as_door, host)
-        doors = with_doors(kwargs, as_door)
+        doors = dict(with_doors(kwargs, as_door))
         self._context: ThreadContext | None = None
         if "context" in inspect.signature(target).parameters and "context" not in kwargs:
             self._context = doors["context"] = ThreadContext(host, publisher)

@@ -291,6 +291,26 @@ async def test_rest_of_a_reply_reaches_nobody_else(
             await trio.sleep(0.01)
 
 
+async def test_termination_of_two_characters_in_two_pieces(instrument: Instrument, nursery: trio.Nursery) -> None:
+    """The end of a reply is seen though it comes in two packets: the instrument is free at once."""
+    config = VisaSessionConfig(resource=instrument.resource, transport=instrument.transport, read_termination="\r\n")
+
+    def script() -> tuple[bytes, bytes]:
+        meter = opened(instrument)
+        meter.write("PIECES? 4 0.1 abc\r")
+        got.append(meter)  # so that it stays open
+        return meter.read_bytes(4), meter.read_bytes(1)
+
+    got: list[Any] = []
+    async with VisaSessionManager(config) as session:
+        await nursery.start(offer(session).serve)
+        assert await run_old(script) == (b"abc\r", b"\n")
+        began = trio.current_time()
+        await session.write("CONF:VOLT", timeout=10)
+        assert trio.current_time() - began < 2
+        await run_old(got.pop().close)
+
+
 async def test_reply_in_pieces_is_read_piece_by_piece(instrument: Instrument, session: VisaSessionManager) -> None:
     """However it is cut, and whatever time the script takes between two reads, it gets the whole of it."""
 

@@ -9,9 +9,10 @@ from trio_daq.legacy.asyncio_visa import AsyncioTransaction, AsyncioVisaDoor
 from trio_daq.legacy.blocking_serial import BlockingSerial
 from trio_daq.legacy.context import ThreadContext
 from trio_daq.legacy.device_door import DeviceDoor
-from trio_daq.legacy.directory import Line, LineDirectory, offer, register, resource_of, served_by
+from trio_daq.legacy.directory import Line, LineDirectory, offer, resource_of, served_by
 from trio_daq.legacy.host import DoorHost, Interruption, Job
 from trio_daq.legacy.implicit_lease import ImplicitLease
+from trio_daq.legacy.registration import register
 from trio_daq.legacy.serial_door import SerialDoor, SerialSequence
 from trio_daq.legacy.visa_door import VisaDoor, VisaTransaction
 

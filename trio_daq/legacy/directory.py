@@ -8,12 +8,10 @@ Invariant: an entry is listed exactly while its host serves.
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from types import ModuleType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import attrs
 import trio
@@ -26,9 +24,6 @@ from trio_daq.visa import VisaSessionManager, canonical_resource
 Line: TypeAlias = VisaSessionManager | SharedSerialPort
 
 _HOST = "old programs"
-
-_PLUGIN = "pyvisa_trio_daq"
-"""The module that PyVISA imports for a backend called ``@trio_daq``, to take its ``WRAPPER_CLASS``."""
 
 _labs: list[LineDirectory] = []
 _lock = threading.Lock()
@@ -80,23 +75,6 @@ def offer(*lines: Line) -> LineDirectory:
             raise UnknownNameError(kind="VISA resource", name=name, known=sorted(by_name)) from None
 
     return LineDirectory(find, lambda: by_name)
-
-
-def register() -> None:
-    """Let ``pyvisa.ResourceManager("@trio_daq")`` find what the open labs have. Importing this module does so."""
-    sys.modules.setdefault(_PLUGIN, _Plugin(_PLUGIN))
-
-
-class _Plugin(ModuleType):
-    def __getattr__(self, name: str) -> Any:
-        if name != "WRAPPER_CLASS":
-            raise AttributeError(name)
-        from trio_daq.legacy.pyvisa_backend import TrioDaqVisaLibrary  # late: not every lab has old code
-
-        return TrioDaqVisaLibrary
-
-
-register()  # at once: scripts make their resource manager when they are imported, before there is a lab
 
 
 @contextmanager

@@ -59,13 +59,13 @@ class LeasedInstrument:
         self._is_unread = False
         self._owed = 0
         self._may_go_on = False
-        self._head, self._count, self._is_text, self._ends = b"", 0, True, 0
+        self._head, self._count, self._is_text, self._ends, self._cut_off = b"", 0, True, 0, b""
 
     async def write(self, data: bytes, timeout: float, asks: int) -> None:
         """Write *data*, with so many questions. Replies to what was written before may still be read after it."""
         behind, self._is_unread = self._is_unread, True
         self._owed = self._owed + asks if behind else asks
-        self._head, self._count, self._is_text, self._ends = b"", 0, True, 0
+        self._head, self._count, self._is_text, self._ends, self._cut_off = b"", 0, True, 0, b""
         await self._transaction.write_raw(data, timeout, behind=behind)
 
     async def read(self, timeout: float, longest: float, count: int, until: bytes) -> Piece:
@@ -107,16 +107,19 @@ class LeasedInstrument:
         self._count += len(data)
         self._is_text = self._is_text and _TEXT.issuperset(data)
         of_block = definite_block_end(self._head)
-        is_ended = self._count > of_block and data.endswith(self._termination)
+        seen = self._cut_off + data  # a termination of two characters may come in two pieces
+        self._cut_off = seen[1 - len(self._termination) :] if len(self._termination) > 1 else b""
+        is_ended = self._count > of_block and seen.endswith(self._termination)
         if self._count < of_block or (not (of_block or is_ended) and (self._is_text or self._count >= _LONG)):
             return "part"
-        self._ends += data.count(self._termination) if self._is_text else is_ended
+        self._ends += seen.count(self._termination) if self._is_text else is_ended
         is_whole = is_ended and (of_block > 0 or self._is_text)
         if is_whole and self._ends < self._owed:  # several were asked for in one go
             return "part"
         self._is_unread, self._may_go_on = False, not is_whole
         if is_whole:
             self._head, self._count, self._is_text, self._ends, self._owed = b"", 0, True, 0, 0
+            self._cut_off = b""
         return "whole" if is_whole else "enough"
 
     async def read_stb(self, timeout: float) -> int:

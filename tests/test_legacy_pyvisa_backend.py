@@ -14,10 +14,11 @@ import pyvisa
 import trio
 from pyvisa.constants import AccessModes, StatusCode
 from pyvisa.errors import VisaIOError
+from serial.tools import list_ports
 from visa_instrument import Instrument, wait_until
 
 from trio_daq.legacy import offer
-from trio_daq.visa import VisaSessionConfig, VisaSessionManager
+from trio_daq.visa import VisaSessionConfig, VisaSessionManager, canonical_resource
 from trio_daq.wire import encode_block
 
 BYTES = bytes(range(256)) * 4  # with every termination there is
@@ -570,6 +571,8 @@ async def test_settings_are_a_sessions_own(instrument: Instrument, session: Visa
         assert one.resource_name == two.resource_name
         assert instrument.resource.replace("TCPIP", "TCPIP0") in manager.list_resources("?*")
         assert manager.list_resources("GPIB?*") == ()
+        found = {f"ASRL{port.device}::INSTR" for port in list_ports.comports()}
+        assert {canonical_resource(name) for name in found} <= set(manager.list_resources())
         one.timeout = 0  # VI_TMO_IMMEDIATE
         one.write("ECHO? w")
         time.sleep(0.1)

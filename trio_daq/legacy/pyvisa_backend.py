@@ -19,6 +19,7 @@ from pyvisa.errors import VisaIOError
 from pyvisa.highlevel import VisaLibraryBase
 from pyvisa.util import LibraryPath
 from serial import SerialException
+from serial.tools import list_ports
 
 from trio_daq.errors import (
     DaqError,
@@ -85,8 +86,10 @@ class TrioDaqVisaLibrary(VisaLibraryBase):
         return manager, self.handle_return_value(manager, StatusCode.success)
 
     def list_resources(self, session: Any, query: str = "?*::INSTR") -> tuple[str, ...]:  # noqa: ARG002
-        """Return what the open labs have, as far as it matches *query*."""
-        return tuple(rname.filter([canonical_resource(name) for name in all_resources()], query))
+        """Return what the open labs have, and then what other serial ports there are, as far as it matches *query*."""
+        others = sorted(f"ASRL{port.device}::INSTR" for port in list_ports.comports())
+        names = dict.fromkeys(canonical_resource(name) for name in (*all_resources(), *others))
+        return tuple(rname.filter(list(names), query))
 
     def open(
         self,

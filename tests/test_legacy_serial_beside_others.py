@@ -325,17 +325,18 @@ async def test_unplugged_and_back_again(tmp_path: Path) -> None:
 # --- the stop --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["readline", "read", "no time limit", "sequence"])
+@pytest.mark.parametrize("way", ["readline", "read", "no time limit", "sequence", "silent"])
 async def test_stop_inside_a_read(tmp_path: Path, way: str) -> None:
     """Within 250 ms the thread has a SerialException with our error as its cause; what it sends after that reaches the
     instrument; and for the lab the member has ended well."""
     notes: list[Any] = []
+    asked = "SHUT 1?" if way == "silent" else "SLOW? a 0.4"
 
     def script(door: SerialDoor) -> None:
         port = BlockingSerial(door, timeout=None if way == "no time limit" else 30)
         try:
             with port.exclusive() if way == "sequence" else contextlib.nullcontext():
-                port.write(b"SLOW? a 0.4\r\n")
+                port.write(asked.encode() + b"\r\n")
                 notes.append(port.read(100) if way == "read" else port.readline())
         except serial.SerialException as error:
             notes.extend([time.monotonic(), error])
@@ -357,7 +358,7 @@ async def test_stop_inside_a_read(tmp_path: Path, way: str) -> None:
             await manager.start()
             await manager.v2.spawn_thread(script, door=manager.serial["stage"], name="old")
             with trio.fail_after(5):
-                while "SLOW? a 0.4" not in commands():  # noqa: ASYNC110 - the log is another process's
+                while asked not in commands():  # noqa: ASYNC110 - the log is another process's
                     await trio.sleep(0.005)
             await trio.sleep(0.05)
             asked_at = time.monotonic()

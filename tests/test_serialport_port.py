@@ -271,6 +271,32 @@ async def test_write_only_leaves_the_line_clean(make_port: MakePort) -> None:
     assert await ask(port, "bob", b"b") == b"re b"
 
 
+@pytest.mark.parametrize("how", ["out of time", "cancelled", "half read"])
+async def test_write_only_does_not_wait_for_a_late_reply(device: Device, make_port: MakePort, how: str) -> None:
+    """What is to make the instrument safe goes out at once, though the last exchange was given up; whatever comes of
+    that late reaches neither the next question of the same block nor the next owner."""
+    port = make_port(quiet_time=0.3)
+    async with port.acquire("alice") as guard:
+        if how == "out of time":
+            with pytest.raises(ExchangeTimeoutError):
+                await guard.query(b"slow a", timeout=0.05)
+        elif how == "cancelled":
+            with trio.move_on_after(0.05):
+                await guard.query(b"slow a", timeout=10)
+        else:
+            await guard.write_all(b"slow a\n")
+            assert await guard.read_exactly(3, timeout=2) == b"re "
+            with pytest.raises(ExchangeTimeoutError):
+                await guard.read_exactly(100, timeout=0.05)
+        began = trio.current_time()
+        await guard.write_only(b"set off\n")
+        assert trio.current_time() - began < 0.1
+        if how == "out of time":
+            assert await guard.query(b"b", timeout=5) == b"re b"
+    assert await ask(port, "bob", b"c", timeout=5) == b"re c"
+    assert device.lines[1] == b"set off"
+
+
 @pytest.mark.parametrize(("on_acquire", "first"), [("discard", b"re b\n"), ("keep", b"news\n")])
 async def test_unasked_input_follows_the_settings(
     device: Device, make_port: MakePort, on_acquire: str, first: bytes

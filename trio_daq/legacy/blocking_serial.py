@@ -115,7 +115,7 @@ class BlockingSerial(SerialBase):
         # Text without an end is a piece of a command, and the rest must come right behind it.
         questions = sum(b"?" in piece for piece in one_by_one(data))
         goes_on = data.isascii() and data.decode("ascii").isprintable()
-        self._do(job, lambda lease: lease.write(job, asks=questions, goes_on=goes_on), writes=True)
+        self._do(job, lambda lease: lease.write(job, asks=questions, goes_on=goes_on, beside=True), writes=True)
         return len(data)
 
     def read(self, size: int = 1) -> bytes:

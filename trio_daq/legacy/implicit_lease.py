@@ -44,7 +44,7 @@ _MOMENT = 0.02
 Reply: TypeAlias = Literal["whole", "enough", "part", "nothing"]
 """What a read has brought: a reply to its end, all that it asked for and perhaps all that there is, some, or none."""
 
-_Kind: TypeAlias = Literal["write", "read", "clear", "other"]
+_Kind: TypeAlias = Literal["write", "beside", "read", "clear", "other"]
 _Settle: TypeAlias = Callable[["_Term", Any], None]
 """Told the result of a call, decides how long its term goes on."""
 
@@ -99,16 +99,20 @@ class ImplicitLease(Generic[_T]):
         self._term: _Term | None = None
         self._taking = trio.Lock()
 
-    def write(self, job: Job, *, asks: int, goes_on: bool = False) -> Any:
+    def write(self, job: Job, *, asks: int, goes_on: bool = False, beside: bool = False) -> Any:
         """Have *job* write, and keep the line if it is answered.
 
         Args:
             job: What to do.
             asks: How many questions it looks like, each of which has a reply; 0 for none.
             goes_on: It was a piece of a message, and the rest is to follow.
+            beside: It can be written while a reply is due, and leaves that due, as the command that turns an output
+                off after a read that was in vain or interrupted. If not, the line is made clean first.
         """
+        is_beside = beside and not asks and not goes_on and not self._is_answered
+        settle = self._after_beside if is_beside else functools.partial(self._after_write, asks, goes_on)
         try:
-            return self._call(job, "write", functools.partial(self._after_write, asks, goes_on))
+            return self._call(job, "beside" if is_beside else "write", settle)
         except BaseException:
             self._exchange += 1  # it may have been sent, and no reply to it is to be read after the next write
             raise
@@ -155,7 +159,8 @@ class ImplicitLease(Generic[_T]):
                 return
             term = self._term or await self._take()
             async with term.turn:
-                if kind == "write" and not term.joins:  # others may come in between two exchanges
+                is_apart = kind == "write" or (kind == "beside" and not term.is_due)
+                if is_apart and not term.joins:  # others may come in between two exchanges
                     term.is_due = term.is_due and not term.is_heard
                     self._end(term)
                 if term.is_new:
@@ -235,6 +240,12 @@ class ImplicitLease(Generic[_T]):
         term.goes_on, term.joins = goes_on, term.is_due
         self._keep(term, self.linger if term.is_due else self._moment)
 
+    def _after_beside(self, term: _Term, result: Any) -> None:
+        if term.is_due:
+            self._keep(term, self.linger)
+        else:
+            self._after_write(0, False, term, result)
+
     def _after_read(self, brought: Callable[[Any], Reply], term: _Term, result: Any) -> None:
         reply = brought(result)
         moment = _MOMENT if reply == "enough" else self._moment
@@ -270,7 +281,7 @@ class ImplicitLease(Generic[_T]):
             term.idle.deadline = term.deadline
 
     def _after_failure(self, term: _Term, kind: _Kind) -> None:
-        term.is_due, term.is_heard, term.joins = term.wrote or kind == "write", False, False
+        term.is_due, term.is_heard, term.joins = term.wrote or kind in ("write", "beside"), False, False
         if term.is_due:
             self._keep(term, self.linger)
         else:

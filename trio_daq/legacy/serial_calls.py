@@ -58,6 +58,7 @@ class SerialCalls:
         self._guard = guard
         self._terminator = terminator
         self._own_timeout = own_timeout
+        self._is_in_vain = False  # the last read, or it was given up
 
     def verbs(self) -> Verbs:
         """Return what can be asked for."""
@@ -77,6 +78,10 @@ class SerialCalls:
 
     async def write(self, data: bytes, timeout: float | None) -> None:
         """Write all of *data*: each question in it by itself, since the port counts what is to be answered."""
+        if b"?" not in data and self._is_in_vain:  # it need not wait until the line is clean
+            await self._guard.write_only(data, timeout=timeout)
+            return
+        self._is_in_vain = False
         for piece in one_by_one(data):
             await self._guard.write_all(piece, timeout=timeout)
 
@@ -122,6 +127,7 @@ class SerialCalls:
         Without a time limit the instrument is not assumed to take long: so that a line which was left is clean again
         in time, each step has the time in which the instrument ought to answer.
         """
+        self._is_in_vain = True
         began, before = trio.current_time(), 0
         deadline = began + (LONGEST if timeout is None else timeout)
         while True:
@@ -137,6 +143,7 @@ class SerialCalls:
                         raise
                     return await self._take(count, size, expected)
             else:
+                self._is_in_vain = False
                 return self._came(data, size, expected)
 
     async def _take(self, count: int, size: int | None, expected: bytes = b"") -> Came:

@@ -77,7 +77,11 @@ class SerialGuard(OwnedLine):
         await self._bounded("write_all", timeout, self._send, _bytes(data))
 
     async def write_only(self, data: bytes, *, timeout: float | None = None) -> None:
-        """Write all of *data*, and declare that no reply comes. It gets no terminator."""
+        """Write all of *data*, and declare that no reply comes. It gets no terminator.
+
+        After an exchange of this guard that was given up it does not wait until the line is clean: there is no reply
+        to be taken for another, and it may be what makes the instrument safe.
+        """
         await self._bounded("write_only", timeout, self._write_only, _bytes(data))
 
     async def read(self, max_bytes: int, *, timeout: float | None = None) -> bytes:
@@ -189,8 +193,11 @@ class SerialGuard(OwnedLine):
         return reply
 
     async def _write_only(self, data: bytes) -> None:
-        await self._send(data)
-        self._owed -= 1
+        if self._is_free_beside():
+            await self._send_beside(data)
+        else:
+            await self._send(data)
+            self._owed -= 1
 
     async def _read(self, max_bytes: int) -> bytes:
         data = await self._take(self._line.buffer.take_some, max_bytes)

@@ -114,6 +114,26 @@ class OwnedLine:
         if config.echo:
             await self._read_echo(data)
 
+    def _is_free_beside(self) -> bool:
+        """Return whether what is not answered can be written though the last exchange of this owner was given up."""
+        return (
+            self._interrupted
+            and not self._unsent
+            and self._line.state is LineState.CLEAN
+            and not self._line.config.echo
+        )
+
+    async def _send_beside(self, data: bytes) -> None:
+        """Write *data*, and leave the line as unfinished as it is."""
+        line, config = self._line, self._line.config
+        self.sent = "no"
+        if config.min_gap:
+            await self._within_deadline(trio.sleep_until, line.last_byte_at + config.min_gap)
+        await self._push(data, config.char_delay)
+        if config.min_gap:
+            line.last_byte_at = trio.current_time()
+        self._interrupted = True
+
     async def _push(self, data: bytes, char_delay: float) -> None:
         rest = memoryview(data)
         while rest:

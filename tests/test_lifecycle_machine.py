@@ -547,8 +547,11 @@ class LabMachine(RuleBasedStateMachine):
         asked = {one.subject for one in self.callers if one.what in kinds and one.bound >= life.begun}
         if self.manager.state is _S.RUNNING and life.side not in asked and life.name not in asked:
             self.wrong.append(f"{life.name} was told to stop, which nobody had asked for")
+        # One that was stuck when its side was stopped alone hears of that when it comes to itself, be it now.
+        stopped = {one.subject for one in self.callers if one.what == "stop" and one.bound >= life.begun}
         if (
             life.side == "v4"
+            or life.side in stopped
             or self.manager.state is not _S.SHUTTING_DOWN
             or self.under_way("stop", "restart", "renew")
         ):

@@ -5,6 +5,7 @@ Not in the default run, for PyMeasure brings NumPy and pandas with it: ``nox -s 
 
 import os
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def measure(meter: VisaDoor, results: Path) -> None:
     worker = experiment.Worker(experiment.Results(procedure, str(results)))
     worker.start()
     while worker.is_alive():
-        worker.join(0.02)
+        time.sleep(0.02)  # its join would tell it to stop when it has waited
 
 
 async def test_procedure_turns_its_output_off_at_each_stop(tmp_path: Path) -> None:

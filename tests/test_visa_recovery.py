@@ -534,7 +534,7 @@ async def test_batch_names_the_command_at_which_it_ended(instrument: Instrument)
     """Those before it were carried out, those after it never will be."""
     async with session_of(instrument) as session:
         with pytest.raises(CommandTimeoutError) as caught:
-            await session.batch(["ECHO? 1", "MUTE?", "OUTP ON"], timeout=0.1)
+            await session.batch(["ECHO? 1", "MUTE?", "OUTP ON"], timeout=0.5)
         assert (caught.value.command, caught.value.sent) == ("MUTE?", "yes")
         assert await session.query("ECHO? 2") == "2"
     assert instrument.commands == ["ECHO? 1", "MUTE?", "ECHO? 2"]

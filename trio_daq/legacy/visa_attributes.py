@@ -6,7 +6,6 @@ would change the line itself (the speed of a serial port) are noted and not acte
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from pyvisa import attributes, rname
@@ -100,11 +99,6 @@ class VisaAttributes:
         if kind is None or (kind not in of_all and kind not in attributes.AttributesPerResource[of_this]):
             raise LookupError(attribute)
         return kind
-
-
-def as_milliseconds(seconds: float) -> int:
-    """Return a timeout as VISA has it."""
-    return _ENDLESS if seconds == math.inf else round(1000 * seconds)
 
 
 def _number(text: object) -> int:
